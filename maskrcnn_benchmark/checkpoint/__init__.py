@@ -1,0 +1,1 @@
+"""Checkpoint files: reading them safely, fitting them to a model, writing them."""

@@ -1,0 +1,70 @@
+"""Weights to begin a training with: a whole detector, or the parts of one that were trained elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from maskrcnn_benchmark.checkpoint.io import Report, compare, file_digest, find_weights, load_weights, read_state_dict
+from maskrcnn_benchmark.errors import WeightsError
+
+logger = logging.getLogger(__name__)
+
+NEW = (
+    "*tunable_linear*",
+    "*shallow_*",
+    "rpn.head.mlm_head.*",
+    "rpn.head.token_logits.*",
+    "*contrastive_align*",
+    "rpn.resizer.*",
+)
+"""What an option of a training adds to a detector; a checkpoint from before need not have it."""
+
+PARTS = {  # first part of a name in the file -> place in a detector
+    "vit_model": "backbone.body",  # FIBER's coarse-grained stage: Swin
+    "text_transformer": "language_backbone.body.model",  # ... and RoBERTa
+    "patch_embed": "backbone.body.patch_embed",  # Swin, trained as a classifier
+    "layers": "backbone.body.layers",
+}
+
+
+def start_from(model: nn.Module, name: str | os.PathLike[str]) -> Report:
+    """Give a detector the weights of a file of its own kind, of Swin classifiers, or of FIBER's coarse-grained stage.
+
+    What the file does not have keeps its first values; both that, and what the detector has no place for, is told.
+
+    Raises:
+        WeightsError: the file is missing or damaged, or its tensors have other shapes than the detector's.
+    """
+    path = find_weights(name)
+    state = read_state_dict(path)
+    parts = {key: value for key, value in state.items() if key.split(".")[0] in PARTS}
+    if not parts:
+        return load_weights(model, path, allow_missing=NEW)
+    ours = model.state_dict()
+    placed = _place(parts, "fusion_backbone." if any(key.startswith("fusion_backbone.") for key in ours) else "")
+    fitting = {key: value for key, value in placed.items() if key in ours}
+    report = compare(ours, fitting, ("*",), path, file_digest(path))
+    if report.reshaped:
+        raise WeightsError(f"{path}: does not fit the model: {report.problems()}: give the weights of the same size")
+    with torch.no_grad():
+        for key in report.loaded:
+            ours[key].copy_(fitting[key])
+    left_out = [key for key in state if key not in parts] + [key for key in placed if key not in ours]
+    logger.info("%s: %d tensors loaded, %d of the model begin anew", path, len(report.loaded), len(report.left_alone))
+    if left_out:
+        logger.info("%s: the model has no place for %d tensors, such as %s", path, len(left_out), left_out[0])
+    return report
+
+
+def _place(parts: Mapping[str, Tensor], root: str) -> dict[str, Tensor]:
+    """Names of the file as names of a detector."""
+    out = {}
+    for key, value in parts.items():
+        first, _, rest = key.partition(".")
+        out[f"{root}{PARTS[first]}.{rest}"] = value
+    return out

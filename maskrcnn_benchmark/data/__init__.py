@@ -1,0 +1,1 @@
+"""Data sets, pictures and what stands between them and a network."""

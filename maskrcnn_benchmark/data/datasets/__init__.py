@@ -1,0 +1,1 @@
+"""Readers of annotation formats, a module for each kind of ``data/catalog.yaml``."""

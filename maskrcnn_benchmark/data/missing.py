@@ -1,0 +1,36 @@
+"""Pictures that annotations speak of and that are not there, found before the first one is needed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from maskrcnn_benchmark.data.sample import PictureSet
+from maskrcnn_benchmark.errors import DataError
+
+FEW = 1000  # pictures that are looked for one by one; for more, their folders are listed
+
+
+def refuse_missing(dataset: PictureSet) -> None:
+    """Look for every picture of a data set.
+
+    Raises:
+        DataError: some are missing; names the first.
+    """
+    files = {dataset.file(index): index for index in reversed(range(len(dataset)))}
+    listed: dict[Path, set[str]] = {}
+
+    def there(path: Path) -> bool:
+        if len(files) <= FEW:
+            return path.exists()
+        if path.parent not in listed:
+            listed[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
+        return path.name in listed[path.parent]
+
+    missing = [index for path, index in files.items() if not there(path)]
+    if missing:
+        first = dataset.file(min(missing))
+        count = f"{len(missing)} of {len(files)} pictures are missing, such as " * (len(missing) > 1)
+        raise DataError(
+            f"{dataset.name}: {count or 'missing picture '}{first}: put it there, or take it out of the annotations"
+        )

@@ -1,0 +1,263 @@
+"""Training data of a grounding detector: from ``DATASETS.TRAIN`` to batches."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from maskrcnn_benchmark.config import Cfg
+from maskrcnn_benchmark.data.catalog import Entry, find_path, resolve
+from maskrcnn_benchmark.data.collate import Item
+from maskrcnn_benchmark.data.combine import Combined
+from maskrcnn_benchmark.data.datasets.coco_grounding import CocoGrounding
+from maskrcnn_benchmark.data.datasets.mdetr import MdetrDataset
+from maskrcnn_benchmark.data.datasets.tsv import TsvDataset
+from maskrcnn_benchmark.data.draws import rng_for
+from maskrcnn_benchmark.data.missing import refuse_missing
+from maskrcnn_benchmark.data.pictures import header_size
+from maskrcnn_benchmark.data.sample import TrainPictures
+from maskrcnn_benchmark.data.samplers import EpochSampler
+from maskrcnn_benchmark.data.train_loader import ItemSource, TrainLoader
+from maskrcnn_benchmark.data.train_set import TextSettings, TrainSet
+from maskrcnn_benchmark.data.transforms import Normalise, TrainTransform
+from maskrcnn_benchmark.data.wording import Captions, ClassOptions, Wording, word_classes
+from maskrcnn_benchmark.errors import ConfigError, DataError
+from maskrcnn_benchmark.modeling.interface import Batch
+from maskrcnn_benchmark.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+CAPTIONED = ("mixed", "flickr", "refexp")  # kinds that bring their own text
+ENTRY_KEYS = {kind: {"copies", "vg_img_dir", "entities"} for kind in CAPTIONED}
+"""Further keys that an entry of a kind may have; of other kinds: copies."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much there is to train on.
+
+    Attributes:
+        sets: Name, pictures and copies in an epoch of each data set.
+        samples: Of an epoch, copies counted.
+        batch_size: Of all processes together.
+        batches: Of an epoch.
+    """
+
+    sets: tuple[tuple[str, int, int], ...]
+    samples: int
+    batch_size: int
+    batches: int
+
+    def __str__(self) -> str:
+        parts = [f"{name} {count}{f' x {copies}' if copies > 1 else ''}" for name, count, copies in self.sets]
+        left = self.samples - self.batches * self.batch_size
+        rest = f"; {left} sample{'s' * (left > 1)} of each epoch, others every time, fill no batch" if left > 0 else ""
+        rest = "; there are too few samples for a batch, they are repeated in it" if left < 0 else rest
+        sets = ", ".join(parts)
+        return f"{self.samples} samples ({sets}): {self.batches} batches of {self.batch_size} in an epoch{rest}"
+
+
+class TrainingData(ItemSource):
+    """All data sets of a training as one.
+
+    Args:
+        sets: The data sets.
+        copies: How often each of them is in an epoch.
+        batch_size: Samples of all processes in a step.
+        seed: Of everything random.
+        normalise: From uint8 pixels to the input of the network.
+        divisibility: The sides of a batch are multiples of this.
+        workers: Processes that read ahead.
+        by_aspect: Upright pictures share batches with upright ones, as far as they fill them.
+    """
+
+    def __init__(
+        self,
+        sets: Sequence[TrainSet],
+        copies: Sequence[int],
+        batch_size: int,
+        seed: int,
+        normalise: Normalise,
+        divisibility: int = 32,
+        workers: int = 0,
+        by_aspect: bool = True,
+    ):
+        self.sets, self.seed, self.normalise = tuple(sets), seed, normalise
+        self.divisibility, self.workers = divisibility, workers
+        self._combined = Combined([len(part) for part in sets], copies)
+        groups = [_upright(part.dataset) if by_aspect else np.zeros(len(part), dtype=bool) for part in sets]
+        repeated = [np.tile(group, copy) for group, copy in zip(groups, copies, strict=True)]
+        self._sampler = EpochSampler(np.concatenate(repeated), batch_size, seed)
+        self.plan = Plan(
+            sets=tuple((part.dataset.name, len(part), copy) for part, copy in zip(sets, copies, strict=True)),
+            samples=len(self._combined),
+            batch_size=batch_size,
+            batches=len(self._sampler),
+        )
+
+    def item(self, epoch: int, index: int) -> Item:
+        """A sample; equal for equal seed, epoch and index, whoever reads it.
+
+        Raises:
+            PictureError: its picture is missing or damaged.
+        """
+        number, place = self._combined.locate(index)
+        return self.sets[number].item(place, rng_for(self.seed, epoch, index))
+
+    def loader(
+        self,
+        epoch: int,
+        start: int = 0,
+        world: int = 1,
+        rank: int = 0,
+        endless: bool = False,
+        workers: int | None = None,
+    ) -> TrainLoader:
+        """The batches of an epoch, from step ``start`` on, for one of ``world`` processes; see :class:`TrainLoader`.
+
+        Raises:
+            ConfigError: the batch cannot be shared by so many processes.
+        """
+        sampler = replace(self._sampler, world=world, rank=rank)
+        return TrainLoader(self, sampler, self.workers if workers is None else workers, epoch, start, endless)
+
+    def prepare(self, batch: Batch, device: torch.device | str) -> Batch:
+        """A batch of a loader on its device, normalised there: pixels travel as single bytes."""
+        batch = batch.to(device)
+        return replace(batch, images=self.normalise(batch.images))
+
+
+def build_training_data(cfg: Cfg, tokenizer: Tokenizer, batch_size: int | None = None) -> TrainingData:
+    """The training data of a config, with everything checked that can be before the first picture is read.
+
+    Args:
+        cfg: Config with the task file and the command line merged in.
+        tokenizer: The network's.
+        batch_size: Samples of all processes in a step; None: ``SOLVER.IMS_PER_BATCH``.
+
+    Raises:
+        ConfigError: keys do not fit each other or the data.
+        DataError: files are missing or broken; the message names file and place.
+        PromptError: the class names do not make a prompt.
+    """
+    if not cfg.DATASETS.TRAIN:
+        raise ConfigError("DATASETS.TRAIN names no data set: give --task_config, or set DATASETS.TRAIN \"('name',)\"")
+    transform = TrainTransform(
+        min_sizes=tuple(cfg.AUGMENT.MULT_MIN_SIZE_TRAIN) or (cfg.INPUT.MIN_SIZE_TRAIN,),
+        max_size=cfg.INPUT.MAX_SIZE_TRAIN,
+        flip=cfg.AUGMENT.FLIP_PROB_TRAIN,
+    )
+    fuse = cfg.MODEL.DYHEAD.FUSE_CONFIG
+    text = TextSettings(
+        tokenizer,
+        length=cfg.MODEL.LANGUAGE_BACKBONE.MAX_QUERY_LEN,
+        hide=fuse.MLM_LOSS,
+        label_tokens=fuse.USE_SHALLOW_CONTRASTIVE_LOSS,
+    )
+    sets, copies = [], []
+    for name in cfg.DATASETS.TRAIN:
+        entry = resolve(cfg, name, "train")
+        dataset = _read(cfg, entry)
+        for note in dataset.notes:
+            logger.warning("%s: %s", dataset.annotations, note)
+        if entry.kind != "tsv":
+            refuse_missing(dataset)
+        keep_words = fuse.NO_MASK_FOR_GOLD if entry.kind in CAPTIONED else fuse.NO_MASK_FOR_OD
+        sets.append(TrainSet(dataset, _wording(cfg, entry, dataset, tokenizer), transform, text, keep_words))
+        copies.append(_copies(cfg, entry))
+    data = TrainingData(
+        sets,
+        copies,
+        batch_size=cfg.SOLVER.IMS_PER_BATCH if batch_size is None else batch_size,
+        seed=cfg.SOLVER.SEED,
+        normalise=Normalise(tuple(cfg.INPUT.PIXEL_MEAN), tuple(cfg.INPUT.PIXEL_STD), cfg.INPUT.TO_BGR255),
+        divisibility=cfg.DATALOADER.SIZE_DIVISIBILITY,
+        workers=cfg.DATALOADER.NUM_WORKERS,
+        by_aspect=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+    )
+    logger.info("training data: %s", data.plan)
+    return data
+
+
+def _read(cfg: Cfg, entry: Entry) -> TrainPictures:
+    """The reader of an entry."""
+    for key in set(entry.options) - ENTRY_KEYS.get(entry.kind, {"copies"}):
+        raise DataError(f"data set {entry.name!r}: nothing reads its key {key!r} when it is of kind {entry.kind!r}")
+    shots, clipped = cfg.DATASETS.FEW_SHOT, not cfg.DATASETS.DISABLE_CLIP_TO_IMAGE
+    if entry.kind in ("coco", "coco_grounding"):
+        override = cfg.DATASETS.OVERRIDE_CATEGORY if cfg.DATASETS.USE_OVERRIDE_CATEGORY else None
+        seed = _shuffle_seed(cfg, entry) if shots else 0
+        return CocoGrounding(entry.images, entry.annotations, entry.name, override, shots, seed, clipped)
+    if shots:
+        logger.warning(
+            "%s: DATASETS.FEW_SHOT chooses among classes; this set has captions, and stays whole", entry.name
+        )
+    if entry.kind == "tsv":
+        return TsvDataset(entry.annotations, entry.name, clipped)
+    vg = entry.options.get("vg_img_dir")
+    vg_images = find_path(vg, f"data set {entry.name!r}: vg_img_dir") if vg else None
+    return MdetrDataset(entry.images, entry.annotations, entry.name, vg_images)
+
+
+def _shuffle_seed(cfg: Cfg, entry: Entry) -> int:
+    """The seed of the few-shot choice, which the original heeds for plain detection sets alone."""
+    seed: int = cfg.DATASETS.SHUFFLE_SEED
+    if seed == 0 or entry.kind == "coco" or cfg.DATASETS.FEW_SHOT_SHUFFLE:
+        return seed
+    logger.warning(
+        "%s: DATASETS.SHUFFLE_SEED %d does not change the few-shot choice of a set read as grounding, as in the "
+        "original; DATASETS.FEW_SHOT_SHUFFLE True makes it do so",
+        entry.name,
+        seed,
+    )
+    return 0
+
+
+def _wording(cfg: Cfg, entry: Entry, dataset: TrainPictures, tokenizer: Tokenizer) -> Wording:
+    if entry.kind in CAPTIONED:
+        return Captions()
+    assert isinstance(dataset, (CocoGrounding, TsvDataset))
+    data = cfg.DATASETS
+    sampled = entry.kind == "tsv" or data.SPECIAL_SAFEGUARD_FOR_COCO_GROUNDING
+    options = ClassOptions(
+        separator=data.SEPARATION_TOKENS,
+        max_tokens=cfg.MODEL.LANGUAGE_BACKBONE.MAX_QUERY_LEN,
+        caption_prompt=data.CAPTION_PROMPT if data.USE_CAPTION_PROMPT and entry.kind != "tsv" else None,
+        with_opening=data.ADD_DET_PROMPT,
+        shuffled=not data.DISABLE_SHUFFLE,
+        most_negatives=data.RANDOM_SAMPLE_NEG if sampled else -1,
+        control=tuple(data.CONTROL_PROB) if entry.kind == "tsv" else None,
+        max_num_labels=cfg.TEST.MDETR_STYLE_AGGREGATE_CLASS_NUM if entry.kind == "tsv" else -1,
+    )
+    return word_classes(dataset.name, dataset.names, tokenizer, options, sampled, tabular=entry.kind == "tsv")
+
+
+def _copies(cfg: Cfg, entry: Entry) -> int:
+    """How often a data set is in an epoch: by the key that its entry names, or ``DATASETS.GENERAL_COPY``."""
+    key = str(entry.options.get("copies", "GENERAL_COPY"))
+    if key not in cfg.DATASETS:
+        raise ConfigError(f"data set {entry.name!r}: copies names {key!r}, which is no key of DATASETS")
+    number: int = cfg.DATASETS[key]
+    if number == -1:
+        return 1
+    if number < 1:
+        raise ConfigError(
+            f"DATASETS.{key} is {number} ({cfg.source(f'DATASETS.{key}')}): give -1 (once), or a number from 1"
+        )
+    return number
+
+
+def _upright(dataset: TrainPictures) -> np.ndarray:
+    """(N,) bool, height at least width; from the picture itself where the annotations do not tell."""
+    sizes = dataset.sizes.copy()
+    unknown = np.flatnonzero((sizes == 0).any(axis=1))
+    for index in unknown.tolist():
+        sizes[index] = header_size(dataset.file(index)) or (0, 1)
+    if len(unknown):
+        number = len(unknown)
+        logger.info("%s: the annotations give no size for %d pictures: read from the pictures", dataset.name, number)
+    return sizes[:, 0] >= sizes[:, 1]

@@ -1,0 +1,128 @@
+"""From a picture to the input of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from maskrcnn_benchmark.data.pictures import Size
+from maskrcnn_benchmark.structures import ImageBatch, Target
+
+
+def resize_size(height: int, width: int, min_size: int, max_size: int) -> Size:
+    """(h, w) after resizing, by the rule of maskrcnn-benchmark.
+
+    The short side becomes ``min_size``, or as much less as keeps the long side near ``max_size``; the long side is
+    truncated, and may exceed ``max_size`` by the rounding of the short one.
+    """
+    short, long = min(height, width), max(height, width)
+    if long / short * min_size > max_size:
+        min_size = max(1, round(max_size * short / long))
+    stretched = int(min_size * long / short)
+    return (min_size, stretched) if height <= width else (stretched, min_size)
+
+
+class EvalTransform:
+    """PIL picture (RGB) -> (3, h, w) float32: resized, normalised; no padding.
+
+    Args:
+        min_size: Short side, pixels.
+        max_size: Long side, pixels; wins over ``min_size``.
+        mean: Of each channel, in the order and range that ``bgr`` makes.
+        std: Likewise.
+        bgr: Blue, green, red from 0 to 255; else red, green, blue from 0 to 1.
+    """
+
+    def __init__(self, min_size: int, max_size: int, mean: Sequence[float], std: Sequence[float], bgr: bool = True):
+        self.min_size, self.max_size, self.bgr = min_size, max_size, bgr
+        self.mean, self.std = (torch.tensor(values, dtype=torch.float32) for values in (mean, std))
+
+    def size(self, height: int, width: int) -> Size:
+        """(h, w) that a picture of this size gets."""
+        return resize_size(height, width, self.min_size, self.max_size)
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        return self.normalise(self.resize(picture))
+
+    def resize(self, picture: Image.Image) -> Image.Image:
+        height, width = self.size(picture.height, picture.width)
+        return picture.resize((width, height), Image.Resampling.BILINEAR)
+
+    def normalise(self, picture: Image.Image) -> Tensor:
+        """Bit for bit what division by 255, times 255, minus mean, over std give: x / 255 * 255 is x in float32."""
+        source = torch.from_numpy(np.array(picture))
+        pixels = torch.empty(3, picture.height, picture.width)
+        for channel, plane in enumerate(pixels):
+            plane.copy_(source[..., 2 - channel if self.bgr else channel])
+            if not self.bgr:
+                plane.div_(255)
+            plane.sub_(self.mean[channel]).div_(self.std[channel])
+        return pixels
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """Resize to a random size and flip at random, boxes with their picture; the order of the draws is FIBER's.
+
+    Attributes:
+        min_sizes: Short sides to choose from, pixels.
+        max_size: Long side, pixels; wins.
+        flip: Probability of being mirrored. The words of a prompt stay as they are, so that "left" becomes wrong.
+    """
+
+    min_sizes: tuple[int, ...]
+    max_size: int
+    flip: float
+
+    def __call__(self, picture: Image.Image, target: Target, rng: Random) -> tuple[Tensor, Target]:
+        """(3, h, w) uint8 red, green, blue, a view of (h, w, 3); and the target in its pixels."""
+        height, width = resize_size(picture.height, picture.width, rng.choice(self.min_sizes), self.max_size)
+        boxes = target.boxes * torch.tensor([width / picture.width, height / picture.height]).repeat(2)
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+        if rng.random() < self.flip:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            x1, y1, x2, y2 = boxes.unbind(dim=1)
+            boxes = torch.stack((width - x2 - 1, y1, width - x1 - 1, y2), dim=1)
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        return pixels, replace(target, boxes=boxes, meta=replace(target.meta, size=(height, width)))
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """Batches of uint8 red, green, blue -> what :class:`EvalTransform` makes, bit for bit; on the device of the batch.
+
+    Attributes:
+        mean: Of each channel, in the order and range that ``bgr`` makes.
+        std: Likewise.
+        bgr: Blue, green, red from 0 to 255; else red, green, blue from 0 to 1.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    bgr: bool = True
+
+    def __call__(self, images: ImageBatch) -> ImageBatch:
+        mean, std = (images.pixels.new_tensor(row, dtype=torch.float32).view(3, 1, 1) for row in (self.mean, self.std))
+        pixels = (images.pixels.flip(1) if self.bgr else images.pixels).to(
+            torch.float32, memory_format=torch.contiguous_format
+        )
+        if not self.bgr:
+            pixels = pixels.div_(255)
+        pixels = pixels.sub_(mean).div_(std)
+        for row, meta in zip(pixels, images.metas, strict=True):
+            row[:, meta.size[0] :] = 0
+            row[:, :, meta.size[1] :] = 0
+        return replace(images, pixels=pixels)
+
+    def undo(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) normalised -> uint8 red, green, blue; for people to look at."""
+        mean, std = (pixels.new_tensor(row).view(3, 1, 1) for row in (self.mean, self.std))
+        raw = pixels * std + mean
+        raw = raw.flip(1) if self.bgr else raw * 255
+        return raw.round().clamp(0, 255).to(torch.uint8)

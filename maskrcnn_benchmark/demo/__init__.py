@@ -1,0 +1,1 @@
+"""What shows results to people: drawn boxes, and the demonstration."""

@@ -1,0 +1,121 @@
+"""How pictures and words become the input of a grounding detector: what evaluation, the API and the demo share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from maskrcnn_benchmark.checkpoint.io import Report, find_weights, load_weights
+from maskrcnn_benchmark.config import Cfg
+from maskrcnn_benchmark.data.transforms import EvalTransform
+from maskrcnn_benchmark.engine.device import pick_device
+from maskrcnn_benchmark.modeling.build import build_detector
+from maskrcnn_benchmark.modeling.interface import Detector, ImageState, TextState
+from maskrcnn_benchmark.structures import Detections, ImageBatch, Prompt, TextBatch
+from maskrcnn_benchmark.text.positive_map import text_batch
+from maskrcnn_benchmark.text.prompts import PromptOptions
+from maskrcnn_benchmark.text.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings between a picture or a word and the network."""
+
+    transform: EvalTransform
+    tokenizer: Tokenizer
+    prompts: PromptOptions
+    pad_to: int | None  # length of every prompt in tokens; None: its own
+    divisibility: int  # sides of a padded batch are multiples of this
+
+    def text(self, prompts: Sequence[Prompt]) -> TextBatch:
+        return text_batch(prompts, self.tokenizer, max_length=self.prompts.max_tokens, pad_to=self.pad_to)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A detector with weights, on its device, and the recipe that it was trained with."""
+
+    detector: Detector
+    recipe: Recipe
+    device: torch.device
+    weights: Report
+
+    @torch.inference_mode()
+    def encode_image(self, images: ImageBatch) -> ImageState:
+        return self.detector.encode_image(images.to(self.device))
+
+    @torch.inference_mode()
+    def encode_text(self, text: TextBatch) -> TextState:
+        return self.detector.encode_text(text.to(self.device))
+
+    @torch.inference_mode()
+    def detect(self, image: ImageState, texts: Iterable[TextState]) -> list[Detections]:
+        """One result per picture: all that the prompts find, best first."""
+        found = [self.detector.detect(image, text) for text in texts]
+        return [Detections.cat(parts) for parts in zip(*found, strict=True)]
+
+
+def build_recipe(cfg: Cfg) -> Recipe:
+    """The recipe of a config.
+
+    Raises:
+        PromptError: the tokenizer's files are not here.
+    """
+    language = cfg.MODEL.LANGUAGE_BACKBONE
+    data = cfg.DATASETS
+    transform = EvalTransform(
+        min_size=cfg.INPUT.MIN_SIZE_TEST,
+        max_size=cfg.INPUT.MAX_SIZE_TEST,
+        mean=cfg.INPUT.PIXEL_MEAN,
+        std=cfg.INPUT.PIXEL_STD,
+        bgr=cfg.INPUT.TO_BGR255,
+    )
+    options = PromptOptions(
+        separator=data.SEPARATION_TOKENS,
+        caption_prompt=data.CAPTION_PROMPT if data.USE_CAPTION_PROMPT else None,
+        suppress=tuple(data.SUPRESS_QUERY or ()) if data.USE_SUPRESS_QUERY else (),
+        chunk_size=cfg.TEST.CHUNKED_EVALUATION,
+        max_tokens=language.MAX_QUERY_LEN,
+    )
+    return Recipe(
+        transform=transform,
+        tokenizer=load_tokenizer(language.TOKENIZER_TYPE),
+        prompts=options,
+        pad_to=language.MAX_QUERY_LEN if cfg.TEST.PAD_TEXT else None,
+        divisibility=cfg.DATALOADER.SIZE_DIVISIBILITY,
+    )
+
+
+def load(cfg: Cfg, weights: str | Path) -> Model:
+    """Build the detector of a config, give it its weights and put it on its device, ready to find things.
+
+    Raises:
+        ConfigError: the config builds no detector, or names a device that is not here.
+        WeightsError: the file is missing, damaged or of another model.
+    """
+    path, device, recipe = find_weights(weights), pick_device(cfg.MODEL.DEVICE), build_recipe(cfg)
+    detector = build_detector(cfg)
+    report = load_weights(detector, path)
+    return Model(detector.to(device).eval().requires_grad_(False), recipe, device, report)
+
+
+def check_weights(cfg: Cfg, weights: str | Path) -> Report:
+    """Whether a checkpoint fits the detector of a config, by names and shapes; takes no memory for the detector.
+
+    Raises:
+        WeightsError: it does not.
+    """
+    pick_device(cfg.MODEL.DEVICE)
+    with torch.device("meta"):
+        detector = build_detector(cfg)
+    return load_weights(detector, weights)
+
+
+def predict(model: Model, batches: Iterable[ImageBatch], texts: Sequence[TextBatch]) -> Iterator[list[Detections]]:
+    """The detections of each batch; a picture is encoded once and a prompt once per call."""
+    states = [model.encode_text(text) for text in texts]
+    for batch in batches:
+        yield model.detect(model.encode_image(batch), states)

@@ -1,0 +1,1 @@
+"""Backbones: from pixels and tokens to feature maps and text features."""

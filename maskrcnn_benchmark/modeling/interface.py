@@ -1,0 +1,107 @@
+"""What every detector offers. State of a request lives in ImageState and TextState, never on the module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maskrcnn_benchmark.structures import Detections, ImageBatch, ImageMeta, Target, TextBatch
+
+
+@dataclass
+class Batch:
+    """What a detector trains on."""
+
+    images: ImageBatch
+    targets: list[Target]
+    text: TextBatch | None = None  # one prompt for each picture, of L tokens
+    maskable: Tensor | None = None  # (B, L) float32, for masked language modelling: 1 may be hidden and guessed, 0 may
+    # be hidden but is not guessed, -1 stays as it is
+    token_labels: Tensor | None = None  # (B, L) float32, for the shallow contrastive loss: the class that a token is a
+    # name of, as in Target.token_labels; -1 for other tokens
+    word_labels: Tensor | None = None  # (B, L) int64, for masked language modelling: the id that was hidden at a token,
+    # -100 where nothing is to be guessed
+    rng: Random | None = None  # for losses that draw samples; None: the same draws for every batch
+
+    def to(self, device: torch.device | str) -> Batch:
+        names = ("text", "maskable", "token_labels", "word_labels")
+        moved = {name: value.to(device) for name in names if (value := getattr(self, name)) is not None}
+        targets = [target.to(device) for target in self.targets]
+        return replace(self, images=self.images.to(device), targets=targets, **moved)
+
+
+@dataclass
+class Losses:
+    """Unweighted scalars under the reference's names, and their weights (default 1)."""
+
+    terms: dict[str, Tensor]
+    weights: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, Tensor] = field(default_factory=dict)  # logged, never differentiated
+
+    def total(self) -> Tensor:
+        return torch.stack([self.weights.get(name, 1.0) * term for name, term in self.terms.items()]).sum()
+
+
+def _same(value: Tensor) -> Tensor:
+    return value
+
+
+def _alone(value: Tensor) -> list[Tensor]:
+    return [value]
+
+
+@dataclass(frozen=True)
+class Peers:
+    """How a process reaches the others that share its batch; by default there are none."""
+
+    mean: Callable[[Tensor], Tensor] = _same  # of a tensor without gradient over the processes
+    gather: Callable[[Tensor], Sequence[Tensor]] = _alone  # (n, ...) of every process by rank; n may differ, and a
+    # process' own part keeps its gradient
+    rank: int = 0  # which of the gathered parts is this process' own
+
+
+ALONE = Peers()
+
+
+@dataclass(frozen=True)
+class ImageState:
+    """All that does not depend on text, computed once per picture."""
+
+    metas: tuple[ImageMeta, ...]
+    padded_size: tuple[int, int]  # (H, W) of the batch
+    features: Any  # the detector's own
+
+
+@dataclass(frozen=True)
+class TextState:
+    """All that does not depend on a picture, computed once per prompt."""
+
+    text: TextBatch
+    features: Any  # the detector's own
+
+
+class Detector(nn.Module):
+    """Finds things named in words; ``forward(batch: Batch, peers: Peers = ALONE) -> Losses`` is for training."""
+
+    frozen: tuple[str, ...] = ()  # names of modules that stay in evaluation mode, whatever train() is told
+
+    def train(self, mode: bool = True) -> Detector:
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).eval()
+        return self
+
+    def encode_image(self, images: ImageBatch) -> ImageState:
+        raise NotImplementedError
+
+    def encode_text(self, text: TextBatch) -> TextState:
+        raise NotImplementedError
+
+    def detect(self, image: ImageState, text: TextState) -> list[Detections]:
+        """One result per picture; ``text`` holds one prompt for all B pictures, or B prompts, one for each."""
+        raise NotImplementedError

@@ -1,0 +1,1 @@
+"""How weights change: learning rates, schedules, averages, the optimizer."""

@@ -1,0 +1,67 @@
+"""Text on its way into a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+Span = tuple[int, int]  # [begin, end) characters
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text and the characters that each entity (class name or phrase) owns in it."""
+
+    text: str
+    spans: tuple[tuple[Span, ...], ...]  # per entity
+    ids: tuple[int, ...]  # per entity: class label (detection) or phrase number (grounding), from 1
+    names: tuple[str, ...] = ()  # per entity, for people; empty: the text of the spans
+
+    def __post_init__(self) -> None:
+        if len(self.spans) != len(self.ids):
+            raise ValueError(f"{len(self.spans)} span lists for {len(self.ids)} ids in prompt {self.text!r}")
+        for spans in self.spans:
+            for begin, end in spans:
+                if not 0 <= begin <= end <= len(self.text):
+                    raise ValueError(f"span [{begin}, {end}) is outside {self.text!r} ({len(self.text)} characters)")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def name(self, entity: int) -> str:
+        """What entity number ``entity`` is called."""
+        if self.names:
+            return self.names[entity]
+        return " ".join(self.text[begin:end] for begin, end in self.spans[entity])
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """P prompts, tokenised and padded to one length L."""
+
+    prompts: tuple[Prompt, ...]
+    input_ids: Tensor  # (P, L) int64
+    attention_mask: Tensor  # (P, L) int64, 1 = token
+    entity_tokens: tuple[Tensor, ...]  # per prompt (K_p, L) bool: tokens of each entity
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, index: int) -> TextBatch:
+        """Prompt ``index`` alone, at the same length."""
+        return TextBatch(
+            (self.prompts[index],),
+            self.input_ids[index : index + 1],
+            self.attention_mask[index : index + 1],
+            (self.entity_tokens[index],),
+        )
+
+    def to(self, device: torch.device | str) -> TextBatch:
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            attention_mask=self.attention_mask.to(device),
+            entity_tokens=tuple(tokens.to(device) for tokens in self.entity_tokens),
+        )

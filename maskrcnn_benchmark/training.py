@@ -1,0 +1,210 @@
+"""The training run behind ``tools/train_net.py``: a config in, checkpoints and numbers out."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maskrcnn_benchmark import cli
+from maskrcnn_benchmark.checkpoint.io import Report, find_weights
+from maskrcnn_benchmark.checkpoint.start import start_from
+from maskrcnn_benchmark.config import Cfg, load_cfg
+from maskrcnn_benchmark.data.catalog import UnknownKind, resolve
+from maskrcnn_benchmark.data.training import build_training_data
+from maskrcnn_benchmark.demo.seen import Seen
+from maskrcnn_benchmark.engine import distributed, evaluate
+from maskrcnn_benchmark.engine.amp import Precision, pick_precision
+from maskrcnn_benchmark.engine.device import pick_device
+from maskrcnn_benchmark.engine.distributed import World
+from maskrcnn_benchmark.engine.freeze import count_table, freeze, with_tuning
+from maskrcnn_benchmark.engine.inference import Model, build_recipe
+from maskrcnn_benchmark.engine.lock import lock
+from maskrcnn_benchmark.engine.log import PACKAGE
+from maskrcnn_benchmark.engine.rng import seed_all
+from maskrcnn_benchmark.engine.train import Training, train
+from maskrcnn_benchmark.errors import ConfigError
+from maskrcnn_benchmark.modeling.build import build_detector
+from maskrcnn_benchmark.modeling.interface import Detector
+from maskrcnn_benchmark.solver.build import Solver, build_solver
+from maskrcnn_benchmark.solver.plan import Plan, make_plan
+
+logger = logging.getLogger(__name__)
+
+
+def train_net(
+    config_file: str | None,
+    task_file: str | None = None,
+    opts: Sequence[str] = (),
+    output: str | None = None,
+    local_rank: int | None = None,
+    dry_run: bool = False,
+    test: bool = False,
+    tensorboard: bool = False,
+    strict: bool = False,
+) -> dict[str, Any]:
+    """Train the detector of a config on ``DATASETS.TRAIN``; goes on where an earlier run of the folder ended.
+
+    Args:
+        config_file: YAML config of the model.
+        task_file: YAML file of a data set; its values reach the model too.
+        opts: ``[KEY, VALUE, ...]``.
+        output: Folder in place of ``OUTPUT_DIR``.
+        local_rank: What an old launcher passes.
+        dry_run: Check config, data, and that the weights are there, say what would be done, and stop; nothing is
+            written.
+        test: Score the final weights on ``DATASETS.TEST``.
+        tensorboard: Write scalars for TensorBoard too.
+        strict: A key that was set and that nothing read is an error.
+
+    Returns:
+        Steps done, and the best score; empty after a dry run.
+
+    Raises:
+        UserError: anything that the user can mend.
+    """
+    if not config_file:
+        raise ConfigError("no config: give --config-file configs/....yaml")
+    extra = ["OUTPUT_DIR", output] if output else []
+    cfg = with_tuning(load_cfg(config_file, task_file, [*opts, *extra]))
+    world = distributed.detect_world(os.environ, local_rank)
+    device = distributed.local_device(world, pick_device(cfg.MODEL.DEVICE))
+    folder = cli.output_folder(cfg.OUTPUT_DIR)
+    with lock(folder) if world.main and not dry_run else nullcontext():
+        cli.start([cfg], folder if world.main and not dry_run else None)
+        if not world.main:
+            logging.getLogger(PACKAGE).setLevel(logging.WARNING)
+        distributed.init(world, device)
+        try:
+            run = build_training(cfg, folder, world, device, with_model=not dry_run, test=test)
+            if run is None:
+                return {}
+            if world.main:
+                (folder / "config.yml").write_text(cfg.dump_with_sources(), encoding="utf-8")
+                cli.report_unread([cfg], strict)
+            run.tensorboard = tensorboard
+            return train(run)
+        finally:
+            distributed.shutdown()
+
+
+def build_training(
+    cfg: Cfg, folder: Path, world: World, device: torch.device, with_model: bool = True, test: bool = False
+) -> Training | None:
+    """Data, network, solver of a config; None where ``with_model`` is off and all that can be checked without is right.
+
+    Args:
+        cfg: From :func:`maskrcnn_benchmark.engine.freeze.with_tuning`.
+        folder: For all results.
+        world: Which of how many processes this is.
+        device: Of this process.
+        with_model: Off: only check.
+        test: Score the final weights on ``DATASETS.TEST``, besides what ``TEST.DURING_TRAINING`` asks for.
+    """
+    recipe = build_recipe(cfg)
+    data = build_training_data(cfg, recipe.tokenizer)
+    batches = len(data.loader(0, 0, world.size, world.rank))
+    plan = make_plan(cfg, batches)
+    logger.info(
+        "%d steps (%.1f epochs of %d batches), a checkpoint every %d", plan.steps, plan.epochs, batches, plan.period
+    )
+    during = cfg.TEST.DURING_TRAINING
+    if (during or test) and not _can_score(cfg):
+        during = test = False
+    tasks = evaluate.plan(cfg, folder / "inference") if (during or test) and world.main else []
+    precision = pick_precision(cfg, device)
+    if not with_model:
+        _check_weights(cfg)
+        return None
+    model, solver = _build_model(cfg, plan, precision, device)
+    seed_all(cfg.SOLVER.SEED, world.rank)  # the network was the same for all processes, what each of them draws is not
+    averaged = cfg.SOLVER.USE_EMA_FOR_MONITOR
+
+    def score(step: int) -> float:
+        return _score(solver, Model(model, recipe, device, _in_training(folder, step)), tasks, averaged)
+
+    return Training(
+        model=model,
+        solver=solver,
+        data=data,
+        plan=plan,
+        precision=precision,
+        folder=folder,
+        device=device,
+        world=world,
+        evaluate=score if during else None,
+        test=score if test else None,
+        on_bad_loss=cfg.SOLVER.ON_BAD_LOSS,
+        keep=cfg.SOLVER.CHECKPOINTS_KEPT,
+        find_unused=cfg.SOLVER.FIND_UNUSED_PARAMETERS,
+        look=Seen(folder / "seen", cfg.SOLVER.PICTURES_PERIOD, recipe.tokenizer, data.normalise),
+        log_period=cfg.SOLVER.LOG_PERIOD,
+    )
+
+
+def _build_model(cfg: Cfg, plan: Plan, precision: Precision, device: torch.device) -> tuple[Detector, Solver]:
+    """The network with its first weights, the same in every process, and its solver."""
+    model = starting_model(cfg)
+    freeze(cfg, model)
+    logger.info("%s", count_table(model))
+    model.to(device)
+    return model, build_solver(cfg, model, plan, precision.scaler())
+
+
+def starting_model(cfg: Cfg) -> Detector:
+    """The network that a training begins with, on the CPU, nothing frozen."""
+    seed_all(cfg.SOLVER.SEED)
+    model = build_detector(cfg)
+    if cfg.MODEL.WEIGHT:
+        start_from(model, cfg.MODEL.WEIGHT)
+    else:
+        logger.warning("MODEL.WEIGHT is empty: the network begins with random weights")
+    return model
+
+
+def _can_score(cfg: Cfg) -> bool:
+    """Whether there is an evaluator for every test set of a config; a training does not fail for the lack of one."""
+    problem = ""
+    try:
+        entries = [resolve(cfg, name, "test") for name in cfg.DATASETS.TEST]
+        other = next((entry for entry in entries if (entry.kind, entry.evaluator) != evaluate.COCO), None)
+        if other is not None:
+            problem = f"data set {other.name!r}: this version has no evaluator {other.evaluator or other.kind!r}"
+    except UnknownKind as error:
+        problem = str(error)
+    if problem:
+        logger.warning("DATASETS.TEST: %s; nothing is scored in this run", problem)
+    return not problem
+
+
+def _check_weights(cfg: Cfg) -> None:
+    """That the weights to begin with are there.
+
+    Raises:
+        WeightsError: they are not.
+    """
+    if cfg.MODEL.WEIGHT:
+        logger.info("begins with the weights of %s", find_weights(cfg.MODEL.WEIGHT))
+    else:
+        logger.warning("MODEL.WEIGHT is empty: the network would begin with random weights")
+
+
+def _score(solver: Solver, model: Model, tasks: Sequence[evaluate.Task], averaged: bool) -> float:
+    """AP on the first test set; of the averaged weights where there are such."""
+    with solver.ema.applied() if solver.ema is not None and averaged else nullcontext():
+        model.detector.eval()
+        results = evaluate.evaluate_all(model, tasks)
+    which = "averaged" if solver.ema is not None and averaged else "raw"
+    first = results[tasks[0].name]["AP"]
+    logger.info("AP %.4f on %s with the %s weights", first, tasks[0].name, which)
+    return first
+
+
+def _in_training(folder: Path, step: int) -> Report:
+    """Stands for the checkpoint that these weights will be in."""
+    return Report(folder / f"model_{step:07d}.pth", "", (), (), (), {})
