@@ -19,7 +19,6 @@ from pathlib import Path
 from random import Random
 from typing import TypeVar
 
-import numpy as np
 import torch
 from fiber import gemm_gflops
 from PIL import Image
@@ -27,7 +26,7 @@ from prettytable import PrettyTable
 from torchvision.transforms import functional
 
 from maskrcnn_benchmark.data.collate import pad_bytes
-from maskrcnn_benchmark.data.drawn import CLASSES, make_scene, paint
+from maskrcnn_benchmark.data.drawn import World
 from maskrcnn_benchmark.data.pictures import open_picture
 from maskrcnn_benchmark.data.transforms import Normalise, TrainTransform, resize_size
 from maskrcnn_benchmark.structures import ImageBatch, ImageMeta, Target
@@ -76,9 +75,8 @@ def timed(make: Callable[[], Made]) -> tuple[Made, float]:
 
 def drawn(folder: Path, count: int) -> list[Path]:
     """Drawn scenes as JPEG, of the size of many photographs."""
-    for number in range(count):
-        scene = make_scene(np.random.default_rng(number), (480, 640), CLASSES, first=CLASSES[0])
-        paint(scene).image.save(folder / f"{number}.jpg", quality=90)
+    for picture in World(size=(480, 640)).pictures(count):
+        Image.fromarray(picture.pixels).save(folder / f"{picture.number:06d}.jpg", quality=90)
     return sorted(folder.iterdir())
 
 

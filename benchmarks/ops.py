@@ -5,16 +5,17 @@
 
 The backend that a call uses by default is marked with a star. ``GEMM`` is the matrix product that a deformable
 convolution cannot do without, timed in the same run: no implementation of it can be faster than that. "forward" is the
-pass without gradients; "both" adds the gradients of all inputs. With one thread the clock is that of the process, so
-that other work on the machine counts less.
+pass without gradients; "both" adds the gradients of all inputs. "peak" is the memory that both passes take at most
+besides what the process held before (Linux). With one thread the clock is that of the process, so that other work on
+the machine counts less.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from prettytable import PrettyTable
@@ -32,10 +33,13 @@ def cases() -> Iterator[Case]:
         yield deform_case(size)
     for ratio in (2, 0):
         yield roi_case(ratio)
+    yield pool_case()
+    yield focal_case()
     for queries in (6380, 300):
         yield attention_case(queries)
     for count, labels in ((1000, 1), (3000, 80), (10000, 1), (10000, 80)):
         yield nms_case(count, labels)
+    yield soft_nms_case()
 
 
 def deform_case(size: tuple[int, int]) -> Case:
@@ -51,9 +55,23 @@ def deform_case(size: tuple[int, int]) -> Case:
     return title, "deform_conv2d", lambda x, d, m, w, b: ops.deform_conv2d(x, d, m, w, b, padding=1), inputs
 
 
-def roi_case(ratio: int) -> Case:
+def regions() -> Tensor:
     corner = torch.rand(1000, 2) * torch.tensor([1000.0, 700.0])
-    rois = torch.cat((torch.zeros(1000, 1), corner, corner + torch.rand(1000, 2) * 200 + 10), dim=1)
+    return torch.cat((torch.zeros(1000, 1), corner, corner + torch.rand(1000, 2) * 200 + 10), dim=1)
+
+
+def pool_case() -> Case:
+    rois, image = regions(), torch.randn(1, CHANNELS, 200, 300)
+    return f"roi_pool 1000x{CHANNELS}x7x7", "roi_pool", lambda x: ops.roi_pool(x, rois, 7, 0.25), (image,)
+
+
+def focal_case() -> Case:
+    logits, targets = torch.randn(20000, 80), torch.randint(-1, 81, (20000,))
+    return "sigmoid_focal_loss 20000x80", "sigmoid_focal_loss", lambda x: ops.sigmoid_focal_loss(x, targets), (logits,)
+
+
+def roi_case(ratio: int) -> Case:
+    rois = regions()
     title = f"roi_align 1000x{CHANNELS}x7x7, ratio {ratio}"
     image = torch.randn(1, CHANNELS, 200, 300)
     return title, "roi_align", lambda x: ops.roi_align(x, rois, 7, 0.25, ratio), (image,)
@@ -82,6 +100,12 @@ def nms_case(count: int, classes: int) -> Case:
     return title, "batched_nms", lambda: ops.batched_nms(boxes, scores, labels, 0.6, plus_one=True), ()
 
 
+def soft_nms_case() -> Case:
+    corner = torch.rand(1000, 2) * 1000
+    boxes, scores = torch.cat((corner, corner + torch.rand(1000, 2) * 200), dim=1), torch.rand(1000)
+    return "soft_nms 1000", "soft_nms", lambda: ops.soft_nms(boxes, scores, 0.05, 0.5)[0], ()
+
+
 def milliseconds(call: Callable[[], object], repeats: int) -> float:
     """The best of some runs, after one to warm up."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
@@ -107,14 +131,33 @@ def forward_and_backward(call: Callable[..., Tensor], inputs: tuple[Tensor, ...]
     torch.autograd.grad(out, leaves, torch.ones_like(out))
 
 
-def measure(case: Case, backend: str, repeats: int) -> tuple[float, float | None, Tensor]:
-    """Milliseconds of the forward pass and of both passes (None: no gradient), and the result."""
+def resident(field: str) -> int | None:
+    """ "VmRSS": MiB of memory in use, "VmHWM": the most there was since the last reset of that number."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) // 1024 for line in lines if line.startswith(field)), None)
+
+
+def peak_of(call: Callable[[], object]) -> int | None:
+    """MiB that a call takes at most besides what was in use before it."""
+    before, reset = resident("VmRSS"), Path("/proc/self/clear_refs")
+    if before is None or not reset.exists():
+        return None
+    reset.write_text("5")
+    call()
+    after = resident("VmHWM")
+    return None if after is None else max(after - before, 0)
+
+
+def measure(case: Case, backend: str, repeats: int) -> tuple[float, float | None, int | None, Tensor]:
+    """Milliseconds of the forward pass and of both passes (None: no gradient), peak memory, and the result."""
     _, _, call, inputs = case
     with ops.use_backend(backend):
         with torch.no_grad():
             forward, out = milliseconds(lambda: call(*inputs), repeats), call(*inputs)
-        both = milliseconds(lambda: forward_and_backward(call, inputs), 1) if inputs else None
-    return forward, both, out
+        both = milliseconds(lambda: forward_and_backward(call, inputs), max(1, repeats // 2)) if inputs else None
+        peak = peak_of(lambda: forward_and_backward(call, inputs) if inputs else call())
+    return forward, both, peak, out
 
 
 def difference(a: Tensor, b: Tensor) -> str:
@@ -131,20 +174,20 @@ def main() -> None:
     for threads in args.threads:
         torch.set_num_threads(threads)
         torch.manual_seed(0)
-        table = PrettyTable(["operator", "backend", "forward ms", "both ms", "GEMM ms", "apart from the first"])
+        table = PrettyTable(["operator", "backend", "forward ms", "both ms", "GEMM ms", "peak MiB", "apart from *"])
         table.align = "r"
         table.align["operator"] = table.align["backend"] = "l"
         for case in cases():
             gemm = f"{gemm_of(case[3], args.repeats):.1f}" if case[1] == "deform_conv2d" else ""
             first = None
             for backend in ops.available_backends(case[1]):
-                forward, both, out = measure(case, backend, args.repeats)
+                forward, both, peak, out = measure(case, backend, args.repeats)
                 apart = "" if first is None else difference(out, first)
                 star = "" if first is not None else " *"
-                table.add_row([case[0], backend + star, f"{forward:.1f}", f"{both:.0f}" if both else "", gemm, apart])
+                times = (f"{forward:.1f}", "" if both is None else f"{both:.0f}")
+                table.add_row([case[0], backend + star, *times, gemm, "" if peak is None else peak, apart])
                 first = out if first is None else first
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(f"torch {torch.__version__}, {threads} thread(s), peak memory so far {peak:.0f} MiB\n{table}\n")
+        print(f"torch {torch.__version__}, {threads} thread(s)\n{table}\n")
 
 
 if __name__ == "__main__":

@@ -163,6 +163,13 @@ class Predictor:
         found = self.model.detect(self._image, self._encode(prompts))[0].filter(min_score)[:top]
         return Found(**{f.name: getattr(found, f.name) for f in fields(found)}, picture=self._picture)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the picture and of what it is encoded as, in bytes."""
+        if self._image is None or self._picture is None:
+            return 0
+        return self._image.nbytes + 3 * self._picture.width * self._picture.height
+
     def _encode(self, prompts: tuple[Prompt, ...]) -> list[TextState]:
         if prompts not in self._texts:
             recipe = self.model.recipe

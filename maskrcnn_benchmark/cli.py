@@ -10,11 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from maskrcnn_benchmark.config import TRAINING_KEYS, Cfg, is_under
+from maskrcnn_benchmark.engine.boards import BOARDS
 from maskrcnn_benchmark.engine.log import setup_logging
 from maskrcnn_benchmark.errors import ConfigError, UserError
 
 logger = logging.getLogger(__name__)
 
+EVALUATION_KEYS = ("TEST", "DATASETS.TEST")
 OPTS_HELP = "config keys and values that win over every file: TEST.IMS_PER_BATCH 4 MODEL.DEVICE cpu"
 
 
@@ -46,17 +48,6 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     return 0
 
 
-def single_process() -> None:
-    """Refuse to be one of several processes, which would each evaluate everything and overwrite one another.
-
-    Raises:
-        ConfigError: a launcher started more than one process.
-    """
-    size = os.environ.get("WORLD_SIZE", "1")
-    if size != "1":
-        raise ConfigError(f"started with {size} processes, but evaluation runs in one: drop the launcher")
-
-
 def output_folder(path: str, option: str = "OUTPUT_DIR") -> Path:
     """The folder for results that ``option`` names, made when missing.
 
@@ -80,27 +71,28 @@ def start(cfgs: Sequence[Cfg], folder: Path | None) -> None:
         logger.info(note)
 
 
-def report_unread(cfgs: Sequence[Cfg], strict: bool) -> None:
+def report_unread(cfgs: Sequence[Cfg], strict: bool, left_out: Sequence[str] = ()) -> None:
     """Tell which keys a user set and nothing read.
 
     Args:
         cfgs: The configs of one run, that of the network first; see :meth:`Cfg.unread`.
         strict: Make it an error.
+        left_out: Keys, or what they begin with, beside those of training, that this run may leave unread.
 
     Raises:
         ConfigError: ``strict`` and there is such a key.
     """
     rows = cfgs[0].unread(*cfgs[1:])
-    training = list(dict.fromkeys(key for key, _, _ in rows if is_under(key, TRAINING_KEYS)))
-    others = [row for row in rows if row[0] not in training]
+    idle = list(dict.fromkeys(key for key, _, _ in rows if is_under(key, (*TRAINING_KEYS, *left_out))))
+    others = [row for row in rows if row[0] not in idle]
     if strict and others:
         key, value, source = others[0]
         more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
         raise ConfigError(f"{source}: {key} = {value!r} was set but nothing read it{more}: take it out")
     for key, value, source in others:
         logger.warning("%s: %s = %r was set but nothing read it", source, key, value)
-    if training:
-        logger.info("%d keys of training (%s, ...) were set and have no effect here", len(training), training[0])
+    if idle:
+        logger.info("%d keys (%s, ...) were set and have no effect in this run", len(idle), idle[0])
 
 
 def without_option(argv: Sequence[str], name: str) -> list[str]:
@@ -116,6 +108,14 @@ def without_option(argv: Sequence[str], name: str) -> list[str]:
 
 
 def add_launcher_options(parser: argparse.ArgumentParser) -> None:
-    """What ``torch.distributed.launch`` and old scripts pass; nothing depends on it."""
-    for flag in ("--local_rank", "--local-rank", "--world-size", "--dist-url"):
+    """What ``torch.distributed.launch`` and old scripts pass."""
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    for flag in ("--world-size", "--dist-url"):
         parser.add_argument(flag, help=argparse.SUPPRESS)
+
+
+def add_board_options(parser: argparse.ArgumentParser) -> None:
+    """``--use-tensorboard`` and the like; their names come as ``boards``."""
+    for name in BOARDS:
+        text = f"send scalars to {name} too (needs the package {BOARDS[name]})"
+        parser.add_argument(f"--use-{name}", dest="boards", action="append_const", const=name, default=[], help=text)

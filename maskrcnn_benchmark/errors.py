@@ -25,3 +25,7 @@ class PromptError(UserError):
 
 class WeightsError(UserError):
     """A checkpoint that is missing, damaged, unsafe or of another model."""
+
+
+class BackendError(UserError):
+    """A library of operators that is installed and does not work here."""

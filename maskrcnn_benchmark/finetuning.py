@@ -25,6 +25,7 @@ from maskrcnn_benchmark.checkpoint.start import start_from
 from maskrcnn_benchmark.config import Cfg, load_cfg
 from maskrcnn_benchmark.config.load import COMMAND_LINE
 from maskrcnn_benchmark.engine import distributed, evaluate
+from maskrcnn_benchmark.engine.boards import need_boards
 from maskrcnn_benchmark.engine.device import pick_device
 from maskrcnn_benchmark.engine.distributed import World
 from maskrcnn_benchmark.engine.finetune import SEEDS_OPTION, TEST_SPLIT, Run, plan_runs
@@ -32,7 +33,8 @@ from maskrcnn_benchmark.engine.finetune_report import SUMMARY, Row, read_record,
 from maskrcnn_benchmark.engine.freeze import with_tuning
 from maskrcnn_benchmark.engine.inference import Model
 from maskrcnn_benchmark.engine.lock import lock
-from maskrcnn_benchmark.engine.log import PACKAGE
+from maskrcnn_benchmark.engine.log import say_what_others_cannot
+from maskrcnn_benchmark.engine.tasks import Task, describe, plan_tasks
 from maskrcnn_benchmark.engine.train import train
 from maskrcnn_benchmark.errors import ConfigError
 from maskrcnn_benchmark.evaluation.report import write_files
@@ -51,7 +53,7 @@ class Stages:
         scoring: Score the starting and the best weights, on the test split, or ``DATASETS.TEST`` where there is none.
         val_too: Score ``DATASETS.TEST`` as well where there is a test split.
         resume_optimizer: An interrupted training takes up the averages of its optimizer.
-        tensorboard: Write scalars for TensorBoard too.
+        boards: Where scalars go too; see :data:`maskrcnn_benchmark.engine.boards.BOARDS`.
         strict: A key that was set and that nothing read is an error.
     """
 
@@ -59,7 +61,7 @@ class Stages:
     scoring: bool = True
     val_too: bool = False
     resume_optimizer: bool = True
-    tensorboard: bool = False
+    boards: Sequence[str] = ()
     strict: bool = False
 
 
@@ -69,8 +71,8 @@ class Job:
 
     run: Run
     record: Row
-    tasks: list[evaluate.Task]
-    retention: list[evaluate.Task]  # one or none
+    tasks: list[Task]
+    retention: list[Task]  # one or none
 
 
 def finetune(
@@ -106,6 +108,7 @@ def finetune(
     if not config_file:
         raise ConfigError("no config: give --config-file configs/....yaml")
     stages = stages or Stages()
+    need_boards(stages.boards)
     base = with_tuning(load_cfg(config_file, opts=opts))
     runs = plan_runs(config_file, tasks, opts, shots, seeds)
     world = distributed.detect_world(os.environ, local_rank)
@@ -115,7 +118,7 @@ def finetune(
     with lock(folder) if writes else nullcontext():
         cli.start([base, *(run.cfg for run in runs)], folder if writes else None)
         if not world.main:
-            logging.getLogger(PACKAGE).setLevel(logging.WARNING)
+            say_what_others_cannot()
         _warn(base, seeds, runs, stages)
         distributed.init(world, device)
         try:
@@ -160,13 +163,13 @@ def _check(base: Cfg, runs: Sequence[Run], stages: Stages, world: World, device:
         begun = (run.folder / resume.POINTER).is_file()
         tasks = _tasks(run, stages)
         for task in tasks:
-            logger.info(evaluate.describe(task))
+            logger.info(describe(task))
         jobs.append(Job(run, read_record(run, begun), tasks, _retention(base, run.cfg) if stages.scoring else []))
     distributed.barrier()  # all have read the records before one of them writes
     return jobs
 
 
-def _tasks(run: Run, stages: Stages) -> list[evaluate.Task]:
+def _tasks(run: Run, stages: Stages) -> list[Task]:
     """The evaluations of a training; their folders come later."""
     if not stages.scoring:
         return []
@@ -175,10 +178,10 @@ def _tasks(run: Run, stages: Stages) -> list[evaluate.Task]:
             f"{run.task}: nothing to score: DATASETS.TEST names no data set, and no {TEST_SPLIT} is given"
         )
     names = run.sets if stages.val_too or run.sets[0] != TEST_SPLIT else run.sets[:1]
-    return evaluate.plan(run.cfg.override({"DATASETS.TEST": names}, "sets to score"), Path())
+    return plan_tasks(run.cfg.override({"DATASETS.TEST": names}, "sets to score"), Path())
 
 
-def _retention(base: Cfg, cfg: Cfg) -> list[evaluate.Task]:
+def _retention(base: Cfg, cfg: Cfg) -> list[Task]:
     """As without a task file, with class names from the annotations: the same for every training."""
     name = cfg.TEST.RETENTION_DATASET
     if not name:
@@ -190,7 +193,7 @@ def _retention(base: Cfg, cfg: Cfg) -> list[evaluate.Task]:
         "DATASETS.USE_CAPTION_PROMPT": False,
     }
     source = f"TEST.RETENTION_DATASET, {cfg.source('TEST.RETENTION_DATASET')}"
-    return evaluate.plan(base.override(values, source), Path())
+    return plan_tasks(base.override(values, source), Path())
 
 
 def _work(job: Job, jobs: Sequence[Job], stages: Stages, world: World, device: torch.device) -> None:
@@ -236,9 +239,10 @@ def _missing(job: Job, sets: str, side: str) -> bool:
 def _train(job: Job, stages: Stages, world: World, device: torch.device) -> None:
     training = build_training(job.run.cfg, job.run.folder, world, device)
     assert training is not None
-    training.resume_optimizer, training.tensorboard = stages.resume_optimizer, stages.tensorboard
+    training.resume_optimizer, training.boards = stages.resume_optimizer, stages.boards
     if world.main:
-        cli.report_unread([job.run.cfg], stages.strict)
+        idle = () if training.evaluate is not None or stages.scoring else cli.EVALUATION_KEYS
+        cli.report_unread([job.run.cfg], stages.strict, idle)
     job.record["trained"] = train(training)
     job.record["fine_tuned"] = {}
     job.record["retention"].pop("after", None)
@@ -266,11 +270,16 @@ def _score(job: Job, sets: str, side: str, detector: Any, weights: Report, devic
     model = Model(detector.to(device).eval().requires_grad_(False), recipe, device, weights)
     for task in job.tasks:
         if task.name not in job.record[sets]:
-            job.record[sets][task.name] = evaluate.evaluate(model, replace(task, folder=folder / task.name))["AP"]
+            job.record[sets][task.name] = _main_number(model, replace(task, folder=folder / task.name))
             write_record(job.run.folder, job.record)
     for task in job.retention:
         kept = job.record["retention"] if job.record["retention"].get("set") == task.name else {}
         if side not in kept:
-            ap = evaluate.evaluate(model, replace(task, folder=folder / "retention" / task.name))["AP"]
+            ap = _main_number(model, replace(task, folder=folder / "retention" / task.name))
             job.record["retention"] = {"set": task.name, **kept, side: ap}
             write_record(job.run.folder, job.record)
+
+
+def _main_number(model: Model, task: Task) -> float:
+    """AP, or what stands for all of the numbers of another evaluator."""
+    return next(iter(evaluate.evaluate(model, task).values()))

@@ -1,12 +1,14 @@
 """The console command ``mrb``.
 
+mrb doctor
+mrb data check my_data/
+mrb finetune --data my_data/ --weight fiber.pth
 mrb detect street.jpg holiday/ --labels "person, traffic light" --config-file configs/... --weight fiber.pth
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import glob
 import json
 import logging
@@ -18,13 +20,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from maskrcnn_benchmark import cli
+from maskrcnn_benchmark.commands import parsers
 from maskrcnn_benchmark.config import load_cfg
 from maskrcnn_benchmark.engine.log import setup_logging
-from maskrcnn_benchmark.errors import DataError, PromptError
+from maskrcnn_benchmark.errors import BackendError, ConfigError, DataError, PromptError
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_CONFIG = "configs/pretrain/mixed_nococo_flickr_objects365.yaml"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 
@@ -40,8 +42,13 @@ def _dispatch(argv: Sequence[str]) -> None:
         "detect", help="find things named in words in pictures", description=detect.__doc__
     )
     add_detect_options(detect_parser)
+    serve_parser = commands.add_parser("serve", help="a page that does the same", description=serve.__doc__)
+    add_serve_options(serve_parser)
+    commands.add_parser("doctor", help="versions, devices and the operators in use", description=doctor.__doc__)
+    parsers.add(commands)
     args = parser.parse_args(argv)
-    COMMANDS[args.command](args)
+    args.argv = argv
+    (COMMANDS.get(args.command) or args.run)(args)
 
 
 def add_detect_options(parser: argparse.ArgumentParser) -> None:
@@ -54,10 +61,7 @@ def add_detect_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--phrases", help="parts of the caption to look for, separated by commas (default: the whole of it)"
     )
-    parser.add_argument(
-        "--config-file", default=DEFAULT_CONFIG, metavar="FILE", help="config of the model (default: FIBER-B)"
-    )
-    parser.add_argument("--weight", required=True, metavar="FILE", help="checkpoint: a path, or a name in MODEL/")
+    add_model_options(parser)
     parser.add_argument(
         "--output", default="OUTPUT/detect", metavar="DIR", help="where pictures and JSON go (default %(default)s)"
     )
@@ -68,8 +72,33 @@ def add_detect_options(parser: argparse.ArgumentParser) -> None:
         help="leave out what scores lower (default %(default)s); MODEL.ATSS.INFERENCE_TH leaves out more",
     )
     parser.add_argument("--top", type=_count, default=100, help="at most so many a picture (default %(default)s)")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    parsers.add_model_options(parser, "checkpoint: a path, or a name in MODEL/")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps ... (default %(default)s)")
     parser.add_argument("--set", nargs="+", default=[], dest="opts", metavar="KEY VALUE", help="config keys and values")
+
+
+def add_serve_options(parser: argparse.ArgumentParser) -> None:
+    add_model_options(parser)
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 lets other machines in (default %(default)s)"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default %(default)s)")
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name by which browsers may call this server",
+    )
+    parser.add_argument(
+        "--max-upload", type=_count, default=20, metavar="MIB", help="of a picture (default %(default)s)"
+    )
+    parser.add_argument(
+        "--memory", type=_count, default=1024, metavar="MIB", help="for encoded pictures (default %(default)s)"
+    )
 
 
 def _count(text: str) -> int:
@@ -82,6 +111,7 @@ def _count(text: str) -> int:
 def detect(args: argparse.Namespace) -> None:
     """Find things named in words; writes each picture with its boxes, and detections.json, to the output folder."""
     from maskrcnn_benchmark.api import Predictor, as_record, write_query
+    from maskrcnn_benchmark.commands.options import needed_model
     from maskrcnn_benchmark.data.pictures import open_picture
     from maskrcnn_benchmark.engine.inference import build_recipe, load
 
@@ -90,9 +120,10 @@ def detect(args: argparse.Namespace) -> None:
     labels, caption, phrases = _query(args)
     for file in files:
         open_picture(file)  # a bad picture shows before anything is written
-    cfg = load_cfg(args.config_file, opts=["MODEL.DEVICE", args.device, *args.opts])
+    config_file, weight = needed_model(args)
+    cfg = load_cfg(config_file, opts=["MODEL.DEVICE", args.device, *args.opts])
     write_query(build_recipe(cfg), labels, caption, phrases)  # and bad words before the network is built
-    predictor = Predictor(load(cfg, args.weight))
+    predictor = Predictor(load(cfg, weight))
     folder = Path(args.output)
     records: list[dict[str, object]] = []
     drawn: list[Path] = []
@@ -106,18 +137,47 @@ def detect(args: argparse.Namespace) -> None:
     print(f"{len(drawn)} pictures and detections.json in {folder}")
 
 
+def doctor(args: argparse.Namespace) -> None:
+    """Say what is installed and which implementation of each operator runs; an error when one gives wrong results."""
+    from maskrcnn_benchmark.doctor import report
+
+    text, sound = report()
+    print(text)
+    if not sound:
+        raise BackendError("an operator fails its self-test; reinstall what it belongs to")
+
+
+def serve(args: argparse.Namespace) -> None:
+    """A page on this machine: drop a picture, type words, see boxes."""
+    try:
+        from maskrcnn_benchmark.demo import server
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"mrb serve needs {error.name}, which is not installed: pip install 'maskrcnn_benchmark[demo]'"
+        ) from None
+    from maskrcnn_benchmark.api import load_model
+    from maskrcnn_benchmark.commands.options import needed_model
+    from maskrcnn_benchmark.demo.desk import MIB, Limits
+
+    setup_logging()
+    source = server.Source(*needed_model(args), args.device, tuple(args.opts))
+    with server.open_listener(
+        args.host, args.port
+    ) as listener:  # a port that is taken shows before the network is built
+        model = load_model(source.config, source.weights, source.device, source.opts)
+        limits = Limits(upload=args.max_upload * MIB, memory=args.memory * MIB)
+        server.serve(server.build_app(model, source, limits, args.allow_host), listener)
+
+
 def _query(args: argparse.Namespace) -> tuple[list[str] | None, str | None, list[str] | None]:
     """Labels, caption and phrases as :meth:`~maskrcnn_benchmark.api.Predictor.predict` takes them."""
+    from maskrcnn_benchmark.text.typed import split_names
+
     if args.labels is not None:
         if args.phrases:
             raise PromptError("--phrases goes with --caption, not with --labels")
         return split_names(args.labels), None, None
     return None, args.caption, split_names(args.phrases) if args.phrases else None
-
-
-def split_names(text: str) -> list[str]:
-    """Names between commas, without the spaces around them; one in double quotes may have commas of its own."""
-    return [name.strip() for name in next(csv.reader([text], skipinitialspace=True), []) if name.strip()]
 
 
 def find_pictures(patterns: Sequence[str]) -> list[Path]:
@@ -155,7 +215,7 @@ def _save(picture: Image.Image, folder: Path, source: Path, taken: Sequence[Path
     return path
 
 
-COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {"detect": detect}
+COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {"detect": detect, "serve": serve, "doctor": doctor}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,13 +22,15 @@ from maskrcnn_benchmark.data.training import build_training_data
 from maskrcnn_benchmark.demo.seen import Seen
 from maskrcnn_benchmark.engine import distributed, evaluate
 from maskrcnn_benchmark.engine.amp import Precision, pick_precision
+from maskrcnn_benchmark.engine.boards import need_boards
 from maskrcnn_benchmark.engine.device import pick_device
 from maskrcnn_benchmark.engine.distributed import World
 from maskrcnn_benchmark.engine.freeze import count_table, freeze, with_tuning
 from maskrcnn_benchmark.engine.inference import Model, build_recipe
 from maskrcnn_benchmark.engine.lock import lock
-from maskrcnn_benchmark.engine.log import PACKAGE
+from maskrcnn_benchmark.engine.log import say_what_others_cannot
 from maskrcnn_benchmark.engine.rng import seed_all
+from maskrcnn_benchmark.engine.tasks import Task, plan_tasks, problem_of
 from maskrcnn_benchmark.engine.train import Training, train
 from maskrcnn_benchmark.errors import ConfigError
 from maskrcnn_benchmark.modeling.build import build_detector
@@ -45,7 +49,7 @@ def train_net(
     local_rank: int | None = None,
     dry_run: bool = False,
     test: bool = False,
-    tensorboard: bool = False,
+    boards: Sequence[str] = (),
     strict: bool = False,
 ) -> dict[str, Any]:
     """Train the detector of a config on ``DATASETS.TRAIN``; goes on where an earlier run of the folder ended.
@@ -59,17 +63,18 @@ def train_net(
         dry_run: Check config, data, and that the weights are there, say what would be done, and stop; nothing is
             written.
         test: Score the final weights on ``DATASETS.TEST``.
-        tensorboard: Write scalars for TensorBoard too.
+        boards: Where scalars go too; see :data:`maskrcnn_benchmark.engine.boards.BOARDS`.
         strict: A key that was set and that nothing read is an error.
 
     Returns:
-        Steps done, and the best score; empty after a dry run.
+        Steps done, and the best score; empty after a dry run, and in all processes but the first.
 
     Raises:
         UserError: anything that the user can mend.
     """
     if not config_file:
         raise ConfigError("no config: give --config-file configs/....yaml")
+    need_boards(boards)
     extra = ["OUTPUT_DIR", output] if output else []
     cfg = with_tuning(load_cfg(config_file, task_file, [*opts, *extra]))
     world = distributed.detect_world(os.environ, local_rank)
@@ -78,17 +83,20 @@ def train_net(
     with lock(folder) if world.main and not dry_run else nullcontext():
         cli.start([cfg], folder if world.main and not dry_run else None)
         if not world.main:
-            logging.getLogger(PACKAGE).setLevel(logging.WARNING)
+            say_what_others_cannot()
         distributed.init(world, device)
         try:
             run = build_training(cfg, folder, world, device, with_model=not dry_run, test=test)
             if run is None:
+                check_start(cfg)
                 return {}
             if world.main:
                 (folder / "config.yml").write_text(cfg.dump_with_sources(), encoding="utf-8")
-                cli.report_unread([cfg], strict)
-            run.tensorboard = tensorboard
-            return train(run)
+                idle = () if run.evaluate is not None or run.test is not None else cli.EVALUATION_KEYS
+                cli.report_unread([cfg], strict, idle)
+            run.boards = boards
+            found = train(run)
+            return found if world.main else {}
         finally:
             distributed.shutdown()
 
@@ -116,7 +124,7 @@ def build_training(
     during = cfg.TEST.DURING_TRAINING
     if (during or test) and not _can_score(cfg):
         during = test = False
-    tasks = evaluate.plan(cfg, folder / "inference") if (during or test) and world.main else []
+    tasks = plan_tasks(cfg, folder / "inference") if during or test else []
     precision = pick_precision(cfg, device)
     if not with_model:
         _check_weights(cfg)
@@ -124,9 +132,11 @@ def build_training(
     model, solver = _build_model(cfg, plan, precision, device)
     seed_all(cfg.SOLVER.SEED, world.rank)  # the network was the same for all processes, what each of them draws is not
     averaged = cfg.SOLVER.USE_EMA_FOR_MONITOR
+    run = distributed.broadcast(time.time_ns())  # weights of one training are never taken for those of another
 
     def score(step: int) -> float:
-        return _score(solver, Model(model, recipe, device, _in_training(folder, step)), tasks, averaged)
+        now = Model(model, recipe, device, _in_training(folder, step), key=f"step {step} of training {run}")
+        return _score(solver, now, tasks, averaged, world)
 
     return Training(
         model=model,
@@ -167,14 +177,24 @@ def starting_model(cfg: Cfg) -> Detector:
     return model
 
 
+def check_start(cfg: Cfg) -> None:
+    """Whether ``MODEL.WEIGHT`` fits the network of a config; takes no memory for the network.
+
+    Raises:
+        UserError: the config describes no network, or names or shapes of the weights are others.
+    """
+    with torch.device("meta"):
+        model = build_detector(cfg)
+        if cfg.MODEL.WEIGHT:
+            start_from(model, cfg.MODEL.WEIGHT)
+
+
 def _can_score(cfg: Cfg) -> bool:
     """Whether there is an evaluator for every test set of a config; a training does not fail for the lack of one."""
     problem = ""
     try:
         entries = [resolve(cfg, name, "test") for name in cfg.DATASETS.TEST]
-        other = next((entry for entry in entries if (entry.kind, entry.evaluator) != evaluate.COCO), None)
-        if other is not None:
-            problem = f"data set {other.name!r}: this version has no evaluator {other.evaluator or other.kind!r}"
+        problem = next(filter(None, (problem_of(cfg, entry) for entry in entries)), "")
     except UnknownKind as error:
         problem = str(error)
     if problem:
@@ -194,15 +214,17 @@ def _check_weights(cfg: Cfg) -> None:
         logger.warning("MODEL.WEIGHT is empty: the network would begin with random weights")
 
 
-def _score(solver: Solver, model: Model, tasks: Sequence[evaluate.Task], averaged: bool) -> float:
-    """AP on the first test set; of the averaged weights where there are such."""
+def _score(solver: Solver, model: Model, tasks: Sequence[Task], averaged: bool, world: World) -> float:
+    """The main number of the first test set, of the averaged weights where there are such; NaN but in one process."""
     with solver.ema.applied() if solver.ema is not None and averaged else nullcontext():
         model.detector.eval()
-        results = evaluate.evaluate_all(model, tasks)
+        results = evaluate.evaluate_all(model, tasks, world)
+    if not world.main:
+        return math.nan
     which = "averaged" if solver.ema is not None and averaged else "raw"
-    first = results[tasks[0].name]["AP"]
-    logger.info("AP %.4f on %s with the %s weights", first, tasks[0].name, which)
-    return first
+    name, number = next(iter(results[tasks[0].name].items()))
+    logger.info("%s %.4f on %s with the %s weights", name, number, tasks[0].name, which)
+    return number
 
 
 def _in_training(folder: Path, step: int) -> Report:

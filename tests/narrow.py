@@ -12,7 +12,7 @@ import yaml
 from maskrcnn_benchmark import cli
 from maskrcnn_benchmark.checkpoint.io import save_weights
 from maskrcnn_benchmark.config import load_cfg
-from maskrcnn_benchmark.data.drawn import write_coco
+from maskrcnn_benchmark.data.drawn import CLASSES, World, write_coco
 from maskrcnn_benchmark.modeling.build import build_detector
 from maskrcnn_benchmark.text.train_tokenizer import train_tokenizer
 from tools import test_grounding_net
@@ -34,7 +34,7 @@ class Narrow:
 
     def data(self, folder: Path, count: int = 3, seed: int = 1) -> Path:
         """Draw ``count`` scenes into ``folder``; returns the annotation file."""
-        return write_coco(folder, count, seed=seed, size=(96, 128))
+        return write_coco(folder, World(seed, size=(96, 128), classes=CLASSES), count).annotations
 
     def task(self, annotations: Path, folder: Path, **datasets: object) -> Path:
         """A task file that evaluates on ``annotations``, whose pictures lie beside it."""

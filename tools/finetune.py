@@ -22,7 +22,6 @@ SWITCHES = {
     "--keep_testing": "the same",
     "--push_both_val_and_test": "score the best weights on DATASETS.TEST too, beside the test split",
     "--skip_optimizer_resume": "an interrupted training goes on with a fresh optimizer",
-    "--use-tensorboard": "write scalars for TensorBoard too",
 }
 
 
@@ -37,6 +36,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--shuffle_seeds", default="", metavar="N[,N]", help="a training for each, on other shots")
     parser.add_argument("--num-gpus", type=int, metavar="N", help="start N processes on this machine")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    cli.add_board_options(parser)
     for flag, text in SWITCHES.items():
         parser.add_argument(flag, action="store_true", help=text)
     return parser.parse_intermixed_args(argv)
@@ -47,8 +47,8 @@ def main(argv: Sequence[str]) -> None:
     if args.num_gpus is not None and args.num_gpus != 1:
         launch(args.num_gpus, [sys.argv[0], *cli.without_option(argv, "--num-gpus")])
     scoring = not args.skip_test or args.evaluate_only_best_on_test or args.keep_testing
-    val, fresh, board = args.push_both_val_and_test, args.skip_optimizer_resume, args.use_tensorboard
-    stages = Stages(not args.skip_train, scoring, val, not fresh, board, args.strict_config)
+    val, fresh = args.push_both_val_and_test, args.skip_optimizer_resume
+    stages = Stages(not args.skip_train, scoring, val, not fresh, args.boards, args.strict_config)
     words = (args.config_file, args.ft_tasks, args.opts, args.shots, args.shuffle_seeds)
     summary = finetune(*words, stages=stages, local_rank=args.local_rank, dry_run=args.dry_run)
     if summary:

@@ -11,8 +11,12 @@ import sys
 from collections.abc import Sequence
 
 from maskrcnn_benchmark import cli
+from maskrcnn_benchmark.config.task_files import find_task_files
+from maskrcnn_benchmark.engine.distributed import launch
 from maskrcnn_benchmark.evaluation.report import table
 from maskrcnn_benchmark.zero_shot import zero_shot
+
+TASKS_HELP = "task files, each evaluated by itself; also folders (configs/odinw_13) and quoted globs"
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -21,20 +25,24 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--weight", metavar="FILE", help="checkpoint: a path, or a name in MODEL/ (default MODEL.WEIGHT)"
     )
-    parser.add_argument(
-        "--task_config", "--task-config", metavar="A.yaml,B.yaml", help="task files, each evaluated by itself"
-    )
+    parser.add_argument("--task_config", "--task-config", metavar="A.yaml,B.yaml", help=TASKS_HELP)
+    parser.add_argument("--num-gpus", type=int, metavar="N", help="evaluate in N processes of this machine")
     cli.add_launcher_options(parser)
     return parser.parse_intermixed_args(argv)
 
 
 def main(argv: Sequence[str]) -> None:
     args = parse(argv)
-    tasks = [task.strip() for task in (args.task_config or "").split(",") if task.strip()]
-    results = zero_shot(args.config_file, args.weight, tasks, args.opts, args.strict_config, args.dry_run)
-    if results:
-        names = list(next(iter(results.values())))
-        print(table(["data set", *names], [[name, *numbers.values()] for name, numbers in results.items()]))
+    if args.num_gpus is not None and args.num_gpus != 1:
+        launch(args.num_gpus, [sys.argv[0], *cli.without_option(argv, "--num-gpus")])
+    tasks = [str(file) for file in find_task_files(args.task_config or "")]
+    results = zero_shot(
+        args.config_file, args.weight, tasks, args.opts, args.strict_config, args.dry_run, args.local_rank
+    )
+    kinds = list(dict.fromkeys(tuple(numbers) for numbers in results.values()))  # evaluators have numbers of their own
+    for names in kinds:
+        rows = [[name, *numbers.values()] for name, numbers in results.items() if tuple(numbers) == names]
+        print(table(["data set", *names], rows))
 
 
 if __name__ == "__main__":

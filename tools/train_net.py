@@ -4,8 +4,8 @@
     python tools/train_net.py --config-file configs/pretrain/mixed_nococo_flickr_objects365.yaml \\
         --skip-test --override_output_dir OUTPUT/pretrain MODEL.WEIGHT MODEL/fiber_coarse_init.pt
 
-SIGTERM and SIGUSR1 let it finish its step, save, and, inside a job of Slurm, ask to be queued again; it then exits with
-code 143. Other exit codes: 0 done, 2 a mistake in what it was given, 3 out of memory.
+SIGTERM and SIGUSR1 let it finish its step, save, and exit with code 143; after SIGUSR1 a job of Slurm also asks to be
+queued again (sbatch --signal=USR1@120). Other exit codes: 0 done, 2 a mistake in what it was given, 3 out of memory.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--num-gpus", type=int, metavar="N", help="start N processes on this machine")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--skip-test", action="store_true", help="do not score the final weights on DATASETS.TEST")
-    parser.add_argument("--use-tensorboard", action="store_true", help="write scalars to OUTPUT_DIR/tensorboard")
+    cli.add_board_options(parser)
     parser.add_argument(
         "--resume", action="store_true", help="says what happens anyway: go on from the last checkpoint of OUTPUT_DIR"
     )
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
         args.local_rank,
         dry_run=args.dry_run,
         test=not args.skip_test,
-        tensorboard=args.use_tensorboard,
+        boards=args.boards,
         strict=args.strict_config,
     )
     if result:

@@ -51,7 +51,7 @@ def save(
         TypeError: the state holds something else, which could not be read again.
     """
     check_plain(state)
-    path = folder / f"model_{step:07d}.pth"
+    path = folder / name_of(step)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(f".*{PARTIAL}"):  # of a process that was killed
@@ -65,6 +65,11 @@ def save(
         logger.warning("checkpoint %s could not be written (%s): earlier ones stay", path, _first_line(error))
         return None
     return path
+
+
+def name_of(step: int) -> str:
+    """What the checkpoint after so many steps is called."""
+    return f"model_{step:07d}.pth"
 
 
 def load_latest(folder: Path) -> dict[str, Any] | None:

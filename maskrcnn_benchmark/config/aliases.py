@@ -135,7 +135,6 @@ _NO_EFFECT: dict[str, Alias] = {
         "TEST",
         "SCALES RANGES MAX_SIZE FLIP SPECIAL_NMS TH PRE_NMS_TOP_N NUM_CLASSES SELECT_CLASSES",
     ),
-    **_all(_UNREAD, "TEST", "EXPECTED_RESULTS EXPECTED_RESULTS_SIGMA_TOL"),
     "PATHS_CATALOG": NoEffect("data sets are named in the catalog and in DATASETS.REGISTER"),
     "TENSORBOARD_EXP": _UNREAD,
     "SEARCH": _OTHER_HEAD,

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+EXPECTED = 'a list like [["bbox", "AP", [0.384, 0.002]]]: task, metric, mean and standard deviation'
 BOOLEANS = {"true": True, "false": False}
 
 
@@ -167,6 +168,17 @@ def _categories(value: object, default: object) -> list[dict[str, Any]] | None:
     return list(_sequence(value, fits, 'a list like [{"id": 1, "name": "fish", "supercategory": "animal"}]'))
 
 
+def _expected(value: object, default: object) -> tuple[tuple[str, str, float, float], ...]:
+    """Numbers that an evaluation should give: (task, metric, mean, standard deviation) each."""
+    rows = []
+    for row in _sequence(value, lambda item: isinstance(item, (list, tuple)), EXPECTED):
+        flat = [*row[:2], *row[2]] if len(row) == 3 and isinstance(row[2], (list, tuple)) else list(row)
+        if len(flat) != 4 or not all(isinstance(name, str) for name in flat[:2]) or not all(map(_is_number, flat[2:])):
+            raise ValueError(f"expects {EXPECTED}")
+        rows.append((flat[0], flat[1], float(flat[2]), float(flat[3])))
+    return tuple(rows)
+
+
 KINDS: dict[str, Callable[[object, Any], Any]] = {
     "names": _names,
     "integers": _integers,
@@ -176,4 +188,5 @@ KINDS: dict[str, Callable[[object, Any], Any]] = {
     "words": _words,
     "caption prompt": _caption_prompt,
     "categories": _categories,
+    "expected results": _expected,
 }

@@ -22,10 +22,15 @@ from maskrcnn_benchmark.config import Cfg
 from maskrcnn_benchmark.errors import DataError
 
 CATALOG = Path(__file__).with_name("catalog.yaml")
-KINDS = {"test": ("coco",), "train": ("coco", "coco_grounding", "mixed", "flickr", "refexp", "tsv")}
+KINDS = {
+    "test": ("coco", "flickr", "lvis", "refexp", "voc"),
+    "train": ("coco", "coco_grounding", "mixed", "flickr", "refexp", "tsv"),
+}
 """Kinds that can be evaluated on and trained with."""
 PICTURES_INSIDE = ("tsv",)
 """Kinds whose annotation file names the pictures' file, so that there is no ``img_dir``."""
+FOLDERS = ("voc",)
+"""Kinds whose ``ann_file`` is a folder."""
 SUFFIX_KINDS = {"_grounding": "coco_grounding"}
 """``DATASETS.*_DATASETNAME_SUFFIX`` -> kind of a registered data set that is used under it."""
 
@@ -108,7 +113,10 @@ def _look_up(name: str, suffix: str, registered: Mapping[str, Row]) -> Row | Non
     row = registered.get(name, known.get(name))
     if row is None:
         return None
-    about = {key: known[name][key] for key in ("kind", "evaluator", "copies") if key in known.get(name, {})}
+    kept = ["kind", "evaluator", "copies"]
+    if row.get("kind") in (None, known.get(name, {}).get("kind")):
+        kept.append("split")  # a key of that kind of data
+    about = {key: known[name][key] for key in kept if key in known.get(name, {})}
     row = {"kind": "coco", "evaluator": "coco"} | about | row
     return row | {"kind": SUFFIX_KINDS.get(suffix, suffix)} if suffix else row
 
@@ -127,8 +135,9 @@ def _entry(name: str, row: Row, where: str, split: str) -> Entry:
     images = find_path(options.pop("img_dir"), f"{where}: img_dir") if "img_dir" in needed else annotations.parent
     if not images.is_dir():
         raise DataError(f"{where}: img_dir {str(images)!r} is not a folder")
-    if not annotations.is_file():
-        raise DataError(f"{where}: ann_file {str(annotations)!r} is not a file")
+    if not (annotations.is_dir() if kind in FOLDERS else annotations.is_file()):
+        wanted = f"folder, as it is for kind {kind!r}" if kind in FOLDERS else "file"
+        raise DataError(f"{where}: ann_file {str(annotations)!r} is not a {wanted}")
     return Entry(name, kind, images, annotations, str(evaluator), options)
 
 

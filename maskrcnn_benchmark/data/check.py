@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 MOST_PROBLEMS = 20  # collected before giving up
 LISTS = ("images", "annotations", "categories")
+LARGEST = 2**63  # of a number in a box; no such picture is, and what is larger does not fit into an array
 SLACK = 0.5  # pixels by which a box may leave its picture without a word: rounding
 
 Row = dict[str, Any]
@@ -246,7 +247,7 @@ def _bad_boxes(annotations: list[Row]) -> Iterator[str]:
         return
     for index, row in enumerate(annotations):
         box, place = row.get("bbox"), f"annotations[{index}] (id {row.get('id')!r})"
-        if not (isinstance(box, list) and len(box) == 4 and all(_is_number(v) and np.isfinite(v) for v in box)):
+        if not (isinstance(box, list) and len(box) == 4 and all(_is_number(v) and abs(v) < LARGEST for v in box)):
             yield f"{place}: bbox {box!r} is not four numbers [x, y, width, height]"
         elif min(box[2:]) < 0:
             yield f"{place}: bbox {box} has a negative width or height; COCO wants [x, y, width, height]"

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 class _Read:
     """A picture that a worker has read."""
 
+    number: int  # in the data set
     pixels: Tensor
     meta: ImageMeta
     note: str
@@ -34,9 +35,19 @@ class _Read:
 class _Bad:
     """A picture that a worker could not read. An exception would come out of a worker with its traceback as text."""
 
+    number: int
     file: str
     reason: str
     message: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A batch, or the part of one whose pictures have one shape."""
+
+    turn: int  # of the batch, in the order asked for
+    numbers: tuple[int, ...]  # of the pictures in the data set
+    images: ImageBatch
 
 
 class _Batches(Dataset[list["_Read | _Bad"]]):
@@ -52,17 +63,18 @@ class _Batches(Dataset[list["_Read | _Bad"]]):
         try:
             sample = self.dataset[index]
         except PictureError as error:
-            return _Bad(error.file, error.reason, str(error))
+            return _Bad(index, error.file, error.reason, str(error))
         pixels = self.transform(sample.image)
         height, width = pixels.shape[1:]
-        return _Read(pixels, replace(sample.meta, size=(height, width)), sample.note)
+        return _Read(index, pixels, replace(sample.meta, size=(height, width)), sample.note)
 
 
 class EvalLoader:
     """Every picture once, as :class:`ImageBatch`; see :func:`eval_loader`.
 
     Attributes:
-        skipped: (file, reason) of the pictures left out so far, in the present or latest iteration.
+        plan: The pictures of each batch, by number.
+        skipped: Number -> (file, reason) of the pictures left out so far, in the present or latest iteration.
     """
 
     def __init__(
@@ -77,7 +89,7 @@ class EvalLoader:
     ):
         self.dataset, self.transform, self.workers = dataset, transform, workers
         self.divisibility, self.mixed, self.skip_bad = divisibility, mixed, skip_bad
-        self.skipped: list[tuple[str, str]] = []
+        self.skipped: dict[int, tuple[str, str]] = {}
         if not skip_bad:
             refuse_missing(dataset)
         self.plan = _in_order(len(dataset), batch_size) if mixed else list(self._by_shape(batch_size))
@@ -87,9 +99,13 @@ class EvalLoader:
         return len(self.plan)
 
     def __iter__(self) -> Iterator[ImageBatch]:
+        return (loaded.images for loaded in self.read(range(len(self.plan))))
+
+    def read(self, places: Sequence[int]) -> Iterator[Loaded]:
+        """The batches at some places of the plan, in the order given."""
         self.skipped.clear()
         odd: list[tuple[str, str]] = []
-        for items in self._read():
+        for turn, items in enumerate(self._items(places)):
             good = []
             for item in items:
                 if isinstance(item, _Bad):
@@ -98,29 +114,30 @@ class EvalLoader:
                 good.append(item)
                 if item.note:
                     odd.append((item.meta.file, item.note))
-            yield from self._batches(good)
+            yield from self._batches(turn, good)
         self._report(odd)
 
-    def _read(self) -> Iterable[list[_Read | _Bad]]:
-        workers = min(self.workers, len(self.plan), processors())
+    def _items(self, places: Sequence[int]) -> Iterable[list[_Read | _Bad]]:
+        workers = min(self.workers, len(places), processors())
         source = _Batches(self.dataset, self.transform)
         return DataLoader(
             source,
             batch_size=None,
-            sampler=self.plan,
+            sampler=[self.plan[place] for place in places],
             num_workers=workers,
             collate_fn=_as_it_is,
             prefetch_factor=1 if workers else None,  # a batch may be hundreds of megabytes
         )
 
-    def _batches(self, items: Sequence[_Read]) -> Iterator[ImageBatch]:
+    def _batches(self, turn: int, items: Sequence[_Read]) -> Iterator[Loaded]:
         """One batch; several when a picture did not have the size that its batch was planned for."""
         groups: dict[Size | None, list[_Read]] = {}
         for item in items:
             shape = None if self.mixed else padded_size([item.meta.size], self.divisibility)
             groups.setdefault(shape, []).append(item)
         for group in groups.values():
-            yield ImageBatch.pad([item.pixels for item in group], [item.meta for item in group], self.divisibility)
+            images = ImageBatch.pad([item.pixels for item in group], [item.meta for item in group], self.divisibility)
+            yield Loaded(turn, tuple(item.number for item in group), images)
 
     def _by_shape(self, batch_size: int) -> Iterator[list[int]]:
         """Fill a batch for each padded shape in the order of the data set; what is left over comes last."""
@@ -137,7 +154,7 @@ class EvalLoader:
     def _skip(self, bad: _Bad) -> None:
         if not self.skip_bad:
             raise DataError(f"{bad.message}: mend or replace the file")
-        self.skipped.append((bad.file, bad.reason))
+        self.skipped[bad.number] = (bad.file, bad.reason)
 
     def _report(self, odd: Sequence[tuple[str, str]]) -> None:
         total = len(self.dataset)

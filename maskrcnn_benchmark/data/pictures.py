@@ -51,7 +51,9 @@ def open_picture(path: str | Path) -> Image.Image:
     return read_picture(path)[0]
 
 
-def read_picture(path: str | Path, size: Size | None = None, data: bytes | None = None) -> tuple[Image.Image, str]:
+def read_picture(
+    path: str | Path, size: Size | None = None, data: bytes | None = None, formats: tuple[str, ...] | None = None
+) -> tuple[Image.Image, str]:
     """Read a picture that annotations may speak of.
 
     Annotators either saw the picture upright or as it is stored (the maskrcnn-benchmark lineage does not look at
@@ -61,6 +63,7 @@ def read_picture(path: str | Path, size: Size | None = None, data: bytes | None 
         path: The file.
         size: (h, w) that the annotations give; None: not known.
         data: The encoded picture, when it is no file of its own; ``path`` is then for messages only.
+        formats: Pillow's names of the formats to read; None: all that it can.
 
     Returns:
         The RGB picture, and what is odd about it ("" when nothing is).
@@ -69,7 +72,7 @@ def read_picture(path: str | Path, size: Size | None = None, data: bytes | None 
         PictureError: the file is missing, or is no picture, or is damaged.
     """
     try:
-        with Image.open(path if data is None else BytesIO(data)) as image:
+        with Image.open(path if data is None else BytesIO(data), formats=formats) as image:
             turn = UPRIGHT.get(_orientation(image))
             picture = to_rgb(image)
     except Image.DecompressionBombError as error:

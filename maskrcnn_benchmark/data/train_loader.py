@@ -41,6 +41,12 @@ class _Read:
     batch: Batch
     notes: tuple[Note, ...]
 
+    def pin_memory(self, device: object = None) -> _Read:
+        """With its pixels, which are nearly all of it, where a GPU fetches them while it computes."""
+        images = self.batch.images
+        pinned = replace(images, pixels=images.pixels.pin_memory())
+        return replace(self, batch=replace(self.batch, images=pinned))
+
 
 @dataclass(frozen=True)
 class _Bad:
@@ -79,13 +85,21 @@ class TrainLoader:
         epoch: From 0.
         start: Steps of that epoch to leave out.
         endless: Go on with the next epochs.
+        pin: Keep pixels in memory that a GPU can read by itself.
     """
 
     def __init__(
-        self, source: ItemSource, sampler: EpochSampler, workers: int, epoch: int, start: int = 0, endless: bool = False
+        self,
+        source: ItemSource,
+        sampler: EpochSampler,
+        workers: int,
+        epoch: int,
+        start: int = 0,
+        endless: bool = False,
+        pin: bool = False,
     ):
         self.source, self.sampler, self.workers = source, sampler, workers
-        self.epoch, self.start, self.endless = epoch, start, endless
+        self.epoch, self.start, self.endless, self.pin = epoch, start, endless, pin
 
     def __len__(self) -> int:
         """Batches that are left of the first epoch."""
@@ -101,6 +115,7 @@ class TrainLoader:
             num_workers=workers,
             collate_fn=_as_it_is,
             prefetch_factor=2 if workers else None,
+            pin_memory=self.pin,
             generator=torch.Generator(),  # torch's own draws would otherwise come from the stream that dropout uses
         )
         left = len(self) or len(self.sampler)

@@ -32,7 +32,7 @@ from maskrcnn_benchmark.text.tokenizer import Tokenizer
 logger = logging.getLogger(__name__)
 
 CAPTIONED = ("mixed", "flickr", "refexp")  # kinds that bring their own text
-ENTRY_KEYS = {kind: {"copies", "vg_img_dir", "entities"} for kind in CAPTIONED}
+ENTRY_KEYS = {kind: {"copies", "vg_img_dir", "entities", "split"} for kind in CAPTIONED}
 """Further keys that an entry of a kind may have; of other kinds: copies."""
 
 
@@ -116,6 +116,7 @@ class TrainingData(ItemSource):
         rank: int = 0,
         endless: bool = False,
         workers: int | None = None,
+        pin: bool = False,
     ) -> TrainLoader:
         """The batches of an epoch, from step ``start`` on, for one of ``world`` processes; see :class:`TrainLoader`.
 
@@ -123,7 +124,7 @@ class TrainingData(ItemSource):
             ConfigError: the batch cannot be shared by so many processes.
         """
         sampler = replace(self._sampler, world=world, rank=rank)
-        return TrainLoader(self, sampler, self.workers if workers is None else workers, epoch, start, endless)
+        return TrainLoader(self, sampler, self.workers if workers is None else workers, epoch, start, endless, pin)
 
     def prepare(self, batch: Batch, device: torch.device | str) -> Batch:
         """A batch of a loader on its device, normalised there: pixels travel as single bytes."""

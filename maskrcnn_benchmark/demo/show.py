@@ -14,7 +14,7 @@ from PIL import Image
 from maskrcnn_benchmark import cli
 from maskrcnn_benchmark.checkpoint.io import save_weights
 from maskrcnn_benchmark.config import load_cfg
-from maskrcnn_benchmark.data.drawn import write_coco
+from maskrcnn_benchmark.data.drawn import CLASSES, World, write_coco
 from maskrcnn_benchmark.demo.draw import draw
 from maskrcnn_benchmark.errors import ConfigError
 from maskrcnn_benchmark.modeling.build import build_detector
@@ -49,7 +49,7 @@ def show(folder: Path, pictures: int, seed: int) -> Path:
         ConfigError: the folder holds other files.
     """
     _empty(folder)
-    annotations = write_coco(folder / "scenes", pictures, seed=seed)
+    annotations = write_coco(folder / "scenes", World(seed, size=(240, 320), classes=CLASSES), pictures).annotations
     truth = json.loads(annotations.read_text(encoding="utf-8"))
     names = [category["name"] for category in truth["categories"]]
     opts = _settings(folder, names)

@@ -5,15 +5,20 @@ With one process nothing is set up, and every function here gives what that proc
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import io
 import os
 import re
 import sys
+import time
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -28,6 +33,19 @@ MEETING = timedelta(minutes=10)  # how long processes wait for one another at th
 PATIENCE = timedelta(hours=12)  # ... and later: one may evaluate for long while the others wait
 DEFAULT_PORT = 29500
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+LOOK = 0.2  # seconds between two looks for what another process is to hand out
+_wrapped: WeakSet[DistributedDataParallel] = WeakSet()
+
+
+@dataclass
+class _Meeting:
+    """Where the processes that are together leave notes for each other."""
+
+    store: dist.Store
+    handed_out: int = 0
+
+
+_meetings: list[_Meeting] = []  # one or none
 
 
 @dataclass(frozen=True)
@@ -106,9 +124,11 @@ def meeting_point(env: Mapping[str, str], world: World) -> tuple[str, int]:
 
 
 def _default_port(env: Mapping[str, str]) -> int:
-    """Two jobs of Slurm on one machine do not get in each other's way."""
-    job = env.get("SLURM_JOB_ID", "")
-    return 20000 + int(job) % 10000 if job.isdigit() else DEFAULT_PORT
+    """Two jobs of Slurm or Open MPI on one machine do not get in each other's way."""
+    job = env.get("SLURM_JOB_ID") or env.get("PMIX_NAMESPACE", "")
+    if not job:
+        return DEFAULT_PORT
+    return 20000 + (int(job) if job.isdigit() else zlib.crc32(job.encode())) % 10000
 
 
 def first_host(nodes: str) -> str:
@@ -153,6 +173,8 @@ def init(world: World, device: torch.device) -> None:
     """
     if world.size == 1 or dist.is_initialized():
         return
+    # Its functions keep the group that exists at its first import as a default: that must not be ours, see shutdown.
+    importlib.import_module("torch.distributed.nn.functional")
     host, port = meeting_point(os.environ, world)
     os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port))
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -160,7 +182,9 @@ def init(world: World, device: torch.device) -> None:
         store, _, _ = next(dist.rendezvous("env://", world.rank, world.size, timeout=MEETING))
         dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=PATIENCE)
         barrier()
+        _meetings.append(_Meeting(store))
     except (RuntimeError, ValueError, OSError) as error:
+        shutdown()
         reason = str(error).strip().splitlines()[0][:200]
         raise ConfigError(
             f"process {world.rank} of {world.size} ({world.launcher}) could not meet the others at {host}:{port} over "
@@ -169,7 +193,17 @@ def init(world: World, device: torch.device) -> None:
 
 
 def shutdown() -> None:
-    """Part again."""
+    """Part again; wrapped models can no longer be trained.
+
+    A thread of the group that drops a tensor needs the interpreter, and where that is at its end already, the process
+    aborts. So the threads must end here, which they do when nothing refers to the group any more. An error that is on
+    its way may still hold a wrapped model.
+    """
+    while _wrapped:
+        attributes = vars(_wrapped.pop())
+        for name in ("reducer", "logger", "process_group"):
+            attributes.pop(name, None)
+    _meetings.clear()
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -253,6 +287,20 @@ def broadcast(value: Any, source: int = 0) -> Any:
     return _unpack(data)
 
 
+def hand_out(value: float) -> float:
+    """The number that the first process has; the others wait for it however long it takes, and in no collective."""
+    if not _meetings:
+        return value
+    meeting = _meetings[-1]
+    meeting.handed_out += 1
+    key = f"handed out {meeting.handed_out}"
+    if dist.get_rank() == 0:
+        meeting.store.set(key, value.hex())
+    while not meeting.store.check([key]):
+        time.sleep(LOOK)
+    return float.fromhex(meeting.store.get(key).decode())
+
+
 def _pack(value: Any) -> Tensor:
     buffer = io.BytesIO()
     torch.save(value, buffer)
@@ -275,8 +323,14 @@ def wrap(model: nn.Module, device: torch.device, find_unused: bool = False) -> n
     if not together():
         return model
     devices = None if device.type == "cpu" else [device]
-    # Buffers follow from the config and the weights: every process has the same.
-    return DistributedDataParallel(model, devices, broadcast_buffers=False, find_unused_parameters=find_unused)
+    # Buffers follow from the config and the weights: every process has the same, and need not hear of them each step.
+    known = inspect.signature(DistributedDataParallel).parameters
+    buffers: dict[str, Any] = {
+        "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
+    }
+    wrapped = DistributedDataParallel(model, devices, find_unused_parameters=find_unused, **buffers)
+    _wrapped.add(wrapped)
+    return wrapped
 
 
 def without_sync(model: nn.Module, last: bool) -> AbstractContextManager[None]:

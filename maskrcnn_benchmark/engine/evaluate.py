@@ -1,159 +1,123 @@
-"""Zero-shot evaluation: from a config and a checkpoint to numbers and files."""
+"""Evaluation: find things in every picture of a task, then score what was found.
+
+Batches are the same for any number of processes, and each is the work of one of them; where there are fewer batches
+than processes, so are parts of the prompts. Detections go through files (:mod:`maskrcnn_benchmark.engine.shards`): an
+evaluation that was interrupted goes on, and while the first process scores, the others are already at the next task.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import platform
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from importlib.metadata import version
+from itertools import pairwise
 
+import torch
 from tqdm import tqdm
 
-from maskrcnn_benchmark.config import Cfg
-from maskrcnn_benchmark.data.catalog import Entry, resolve
-from maskrcnn_benchmark.data.datasets.coco import CocoDataset
-from maskrcnn_benchmark.data.loader import eval_loader
-from maskrcnn_benchmark.data.missing import refuse_missing
-from maskrcnn_benchmark.engine.inference import Model, Recipe, build_recipe, predict
-from maskrcnn_benchmark.errors import ConfigError
-from maskrcnn_benchmark.evaluation.coco import CocoEvaluator
+from maskrcnn_benchmark.checkpoint.io import file_digest
+from maskrcnn_benchmark.data.loader import EvalLoader, Loaded, eval_loader
+from maskrcnn_benchmark.engine.distributed import World
+from maskrcnn_benchmark.engine.inference import Model
+from maskrcnn_benchmark.engine.questions import CaptionQuestions, ClassQuestions, Questions
+from maskrcnn_benchmark.engine.shards import Found, PredictionStore, key_of
+from maskrcnn_benchmark.engine.tasks import Task, describe
 from maskrcnn_benchmark.evaluation.report import write_files
-from maskrcnn_benchmark.structures import TextBatch
-from maskrcnn_benchmark.text.prompts import class_prompts
 
 logger = logging.getLogger(__name__)
 
-COCO = ("coco", "coco")  # kind of data and evaluator
+PREDICTIONS = "predictions"  # folder of what has been found, until it is scored
+TOGETHER = {"cpu": 1}  # prompts at once: on a CPU a batch gains nothing
+TOGETHER_ELSEWHERE = 8
+PACKAGES = ("torch", "numpy", "hotcoco", "pycocotools")
 
 
 @dataclass(frozen=True)
-class LoaderSettings:
-    """How pictures are read and put together."""
+class Unit:
+    """What one process does at a time: a batch, and the prompts that are asked about it."""
 
-    batch_size: int
-    workers: int
-    mixed: bool  # the reference's batches: pictures of any shape together
-    on_bad_image: str  # stop | skip
+    place: int  # in the loader's plan
+    parts: range
 
 
-@dataclass(frozen=True)
-class Task:
-    """One data set to be evaluated: everything that can be checked before a network exists has been."""
-
-    name: str  # that of the data set, after that of its task file where the former is not enough
-    dataset: CocoDataset
-    entry: Entry
-    texts: tuple[TextBatch, ...]
-    recipe: Recipe
-    loader: LoaderSettings
-    engine: str
-    folder: Path  # where the results go
-    config: str  # what all this was read from, as YAML
-
-
-def plan_all(cfgs: Mapping[str, Cfg], folder: Path) -> list[Task]:
-    """The tasks of several task files.
+def units_of(batches: int, parts: int, processes: int) -> list[Unit]:
+    """All the work; unit number ``n`` is that of process ``n % processes``.
 
     Args:
-        cfgs: Name of a task file -> its config.
-        folder: Results of a data set go to ``folder/<name>``; where two task files use one name for data sets of their
-            own, as those of ODinW do, to ``folder/<name of the task file>/<name>``.
-
-    Raises:
-        UserError: see :func:`plan`.
+        batches: Batches of pictures.
+        parts: Prompts for each picture.
+        processes: How many share it.
     """
-    used = Counter(name for cfg in cfgs.values() for name in set(cfg.DATASETS.TEST))
-    alike = any(count > 1 for count in used.values())
-    return [task for file, cfg in cfgs.items() for task in plan(cfg, folder, file if alike else "")]
+    groups = 1 if batches >= processes else min(parts, -(-processes // max(1, batches)))
+    edges = [parts * group // groups for group in range(groups + 1)]
+    ranges = [range(begin, end) for begin, end in pairwise(edges)]
+    return [Unit(place, part) for place in range(batches) for part in ranges]
 
 
-def plan(cfg: Cfg, folder: Path, group: str = "") -> list[Task]:
-    """One task per data set of ``DATASETS.TEST``; reads annotations and writes prompts, so mistakes show at once.
+def evaluate(model: Model, task: Task, world: World | None = None) -> dict[str, float]:
+    """Find, score, write.
 
     Args:
-        cfg: Config with the task file and the command line merged in.
-        folder: Results of a data set go to ``folder/<group>/<name>``.
-        group: Put before the names of the tasks.
+        model: With its weights; every process has the same.
+        task: What to evaluate.
+        world: Which of how many processes this is; default: the only one.
+
+    Returns:
+        The numbers, the one that stands for all of them first; nothing in all processes but the first.
 
     Raises:
-        ConfigError: there is nothing to evaluate, or the task does not fit the data set.
-        DataError: an annotation file is missing or wrong, or pictures are missing.
-        PromptError: the class names do not make a prompt.
+        DataError: a picture cannot be read, or the pictures scored are not those of the set (no result is written).
     """
-    _check(cfg)
-    recipe = build_recipe(cfg)
-    settings = LoaderSettings(
-        batch_size=cfg.TEST.IMS_PER_BATCH,
-        workers=cfg.DATALOADER.NUM_WORKERS,
-        mixed=cfg.TEST.MIXED_BATCHES,
-        on_bad_image=cfg.TEST.ON_BAD_IMAGE,
-    )
-    override = cfg.DATASETS.OVERRIDE_CATEGORY if cfg.DATASETS.USE_OVERRIDE_CATEGORY else None
-    found = []
-    for entry in [_entry(cfg, name) for name in cfg.DATASETS.TEST]:
-        dataset = CocoDataset.from_entry(entry, override_categories=override)
-        if settings.on_bad_image == "stop":
-            refuse_missing(dataset)
-        prompts = class_prompts(dataset.prompt_categories, recipe.prompts, recipe.tokenizer)
-        found.append((entry, dataset, tuple(recipe.text([prompt]) for prompt in prompts)))
-    engine, config = cfg.TEST.EVAL_ENGINE, cfg.dump_with_sources()
-    tasks = []
-    for entry, dataset, texts in found:
-        name = f"{group}/{entry.name}" if group else entry.name
-        tasks.append(Task(name, dataset, entry, texts, recipe, settings, engine, folder / name, config))
-    return tasks
+    world = world or World()
+    evaluator = task.evaluator() if world.main else None  # before the long part: it finds mistakes in the ground truth
+    questions = _questions(task, model)
+    loader = _loader(task)
+    store = PredictionStore(task.folder / PREDICTIONS, _key(model, task, loader), world.rank)
+    if world.main:
+        store.drop_others()
+    start = time.perf_counter()
+    _find(model, task, questions, loader, store, world)
+    if evaluator is None:
+        return {}
+    pieces = sum(len(questions.pieces(picture, range(questions.parts))) for picture in range(len(task.dataset)))
+    store.wait(pieces, lambda count: logger.info("%s: %d of %d results, waiting", task.name, count, pieces))
+    seconds = time.perf_counter() - start
+    for entry in range(questions.entries):
+        found = store.read(entry, questions.parts, lambda size, entry=entry: questions.meta(entry, size))  # type: ignore[misc]
+        if found is not None:
+            evaluator.update([found])
+    summary = evaluator.summary()
+    write_files(task.folder, {"config.yml": task.config.encode()})
+    evaluator.write(task.folder, card=_card(model, task))
+    write_files(task.folder, {"run.json": json.dumps(_run_card(model, task, world, seconds), indent=1).encode()})
+    store.remove()
+    task.expected(summary)
+    return {evaluator.main: summary[evaluator.main], **summary}
 
 
-def _check(cfg: Cfg) -> None:
-    """Refuse what cannot be evaluated, before anything is read."""
-    if cfg.TEST.EVAL_TASK not in ("", "detection"):
-        raise ConfigError(
-            f"TEST.EVAL_TASK {cfg.TEST.EVAL_TASK!r} ({cfg.source('TEST.EVAL_TASK')}) is not known here: use 'detection'"
-        )
-    names = cfg.DATASETS.TEST
-    if not names:
-        raise ConfigError("DATASETS.TEST names no data set: give --task_config, or set DATASETS.TEST \"('name',)\"")
-    twice = next((name for name, count in Counter(names).items() if count > 1), None)
-    if twice:
-        raise ConfigError(f"DATASETS.TEST ({cfg.source('DATASETS.TEST')}) names {twice!r} twice: name it once")
+def evaluate_all(model: Model, tasks: Sequence[Task], world: World | None = None) -> dict[str, dict[str, float]]:
+    """Every task in turn: ``{task: numbers}``."""
+    results = {}
+    for task in tasks:
+        logger.info(describe(task))
+        results[task.name] = evaluate(model, task, world)
+        logger.info("%s: results in %s", task.name, task.folder)
+    return results
 
 
-def _entry(cfg: Cfg, name: str) -> Entry:
-    entry = resolve(cfg, name, "test")
-    if (entry.kind, entry.evaluator) != COCO:
-        how = f"with the evaluator {entry.evaluator!r}" if entry.evaluator else "without an evaluator"
-        raise ConfigError(
-            f"data set {name!r} is of kind {entry.kind!r} {how}: only kind 'coco' with evaluator 'coco' is known here"
-        )
-    return entry
+def _questions(task: Task, model: Model) -> Questions:
+    together = task.loader.together or TOGETHER.get(model.device.type, TOGETHER_ELSEWHERE)
+    if task.texts:
+        return ClassQuestions(task.dataset, task.texts, task.recipe, together)
+    return CaptionQuestions(task.dataset, task.recipe, together)
 
 
-def describe(task: Task) -> str:
-    """What a task will do, in a line or two."""
-    tokens = ", ".join(str(int(text.attention_mask.sum())) for text in task.texts)
-    return (
-        f"{task.name}: {len(task.dataset)} pictures, {len(task.dataset.categories)} classes in {len(task.texts)} "
-        f"prompt{'s' * (len(task.texts) > 1)} of {tokens} tokens, batches of {task.loader.batch_size}\n"
-        f"  annotations {task.entry.annotations}\n"
-        f"  prompt {task.texts[0].prompts[0].text!r}{' ...' if len(task.texts) > 1 else ''}"
-    )
-
-
-def evaluate(model: Model, task: Task) -> dict[str, float]:
-    """Find, score, write; returns the numbers.
-
-    Raises:
-        DataError: a picture cannot be read, or the pictures scored are not those of the set (nothing is written then).
-    """
-    evaluator = CocoEvaluator(
-        task.entry.annotations,
-        task.dataset.label_to_category,
-        categories=task.dataset.evaluation_categories,
-        engine=task.engine,
-    )
-    loader = eval_loader(
+def _loader(task: Task) -> EvalLoader:
+    return eval_loader(
         task.dataset,
         task.recipe.transform,
         batch_size=task.loader.batch_size,
@@ -162,39 +126,86 @@ def evaluate(model: Model, task: Task) -> dict[str, float]:
         mixed=task.loader.mixed,
         on_bad_image=task.loader.on_bad_image,
     )
-    start = time.perf_counter()
-    with tqdm(total=len(task.dataset), unit="picture", desc=task.name) as bar:
-        for detections in predict(model, loader, task.texts):
-            evaluator.update(detections)
-            bar.update(len(detections))
-    seconds = time.perf_counter() - start
-    for file, reason in loader.skipped:
+
+
+def _find(
+    model: Model, task: Task, questions: Questions, loader: EvalLoader, store: PredictionStore, world: World
+) -> None:
+    """Do this process' part of what no earlier run has done."""
+    store.refresh()
+    units = units_of(len(loader.plan), questions.parts, world.size)[world.rank :: world.size]
+    wanted = [(unit, [questions.pieces(number, unit.parts) for number in loader.plan[unit.place]]) for unit in units]
+    todo = [unit for unit, pieces in wanted if not all(piece in store for row in pieces for piece in row)]
+    done = len(units) - len(todo)
+    if done:
+        logger.info("%s: an earlier run did %d of %d batches; it goes on from there", task.name, done, len(units))
+    bar = tqdm(total=len(units), initial=done, unit="batch", desc=task.name, disable=not world.main)
+    try:
+        for unit, batches in _read(loader, todo):
+            found = [answer for loaded in batches for answer in questions.find(model, loaded, unit.parts)]
+            store.add([*found, *_unread(questions, loader, unit)])
+            bar.update()
+    finally:
+        bar.close()
+        store.flush()  # whatever happened, what has been found need not be found again
+    for file, reason in loader.skipped.values():
         logger.warning("skipped %s: %s", file, reason)
-    numbers = evaluator.summary()
-    write_files(task.folder, {"config.yml": task.config.encode()})
-    evaluator.write(task.folder, card=_card(model, task, seconds))
-    return numbers
 
 
-def _card(model: Model, task: Task, seconds: float) -> dict[str, object]:
-    """What was measured, for results.json."""
+def _read(loader: EvalLoader, units: Sequence[Unit]) -> Iterator[tuple[Unit, list[Loaded]]]:
+    """The pictures of each unit: one batch, several where sizes were not as announced, none where none can be read."""
+    batches = loader.read([unit.place for unit in units])
+    ahead = next(batches, None)
+    for turn, unit in enumerate(units):
+        mine = []
+        while ahead is not None and ahead.turn == turn:
+            mine.append(ahead)
+            ahead = next(batches, None)
+        yield unit, mine
+
+
+def _unread(questions: Questions, loader: EvalLoader, unit: Unit) -> list[Found]:
+    """Stands for the pictures of a unit that could not be read."""
+    missing = [number for number in loader.plan[unit.place] if number in loader.skipped]
+    return [Found(*piece, None) for number in missing for piece in questions.pieces(number, unit.parts)]
+
+
+def _key(model: Model, task: Task, loader: EvalLoader) -> str:
+    """Says what is evaluated with which model, in all processes alike; a model without a key is like no other."""
+    recipe = task.recipe
+    return key_of(
+        [
+            model.key or time.time_ns(),
+            model.device.type,
+            file_digest(task.entry.annotations) if task.entry.annotations.is_file() else str(task.entry.annotations),
+            [text.prompts[0].text for text in task.texts],
+            [sorted(vars(recipe.transform).items()), recipe.tokenizer.name, recipe.pad_to, recipe.divisibility],
+            loader.plan,
+        ]
+    )
+
+
+def _card(model: Model, task: Task) -> dict[str, object]:
+    """What was measured, for results.json: the same however the work was shared."""
     return {
         "dataset": task.entry.name,
         "weights": str(model.weights.path),
         "weights_sha256": model.weights.digest,
-        "prompts": [text.prompts[0].text for text in task.texts],
-        "device": str(model.device),
+        "model": model.key,
+        "prompts": [text.prompts[0].text for text in task.texts] or "the caption of each picture",
         "batch_size": task.loader.batch_size,
         "mixed_batches": task.loader.mixed,
-        "seconds_per_picture": round(seconds / max(1, len(task.dataset)), 4),
     }
 
 
-def evaluate_all(model: Model, tasks: Sequence[Task]) -> dict[str, dict[str, float]]:
-    """Every task in turn: ``{task: numbers}``."""
-    results = {}
-    for task in tasks:
-        logger.info(describe(task))
-        results[task.name] = evaluate(model, task)
-        logger.info("%s: results in %s", task.name, task.folder)
-    return results
+def _run_card(model: Model, task: Task, world: World, seconds: float) -> dict[str, object]:
+    """How it was measured, for run.json."""
+    return {
+        "seconds": round(seconds, 2),
+        "seconds_per_picture": round(seconds / max(1, len(task.dataset)), 4),
+        "processes": world.size,
+        "device": str(model.device),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("maskrcnn_benchmark", *PACKAGES)},
+    }

@@ -6,7 +6,6 @@ what the command's own options say, KEY VALUE; ``SOLVER.TUNING_HIGHLEVEL_OVERRID
 
 from __future__ import annotations
 
-import glob
 import json
 import logging
 import re
@@ -17,9 +16,9 @@ from typing import Any
 
 from maskrcnn_benchmark.config import Cfg, load_cfg
 from maskrcnn_benchmark.config.load import COMMAND_LINE
+from maskrcnn_benchmark.config.task_files import find_task_files
 from maskrcnn_benchmark.engine.freeze import with_tuning
 from maskrcnn_benchmark.errors import ConfigError
-from maskrcnn_benchmark.paths import config_root
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +130,7 @@ def plan_runs(
         ConfigError: an option, a file, a key or a value that will not do.
     """
     schedule = Shots.parse(shots) if shots else None
-    files: list[Path | None] = list(find_tasks(tasks)) if tasks else [None]
+    files: list[Path | None] = list(find_task_files(tasks, "--ft-tasks")) if tasks else [None]
     trains = schedule is None or schedule.shots != ONLY_ZERO_SHOT
     numbers = parse_seeds(seeds) if seeds else [None]
     return [
@@ -197,36 +196,6 @@ def task_config(
 def _weaker(cfg: Cfg, values: Mapping[str, object], source: str) -> Cfg:
     """The config with these values, where the command line does not set the keys itself."""
     return cfg.override({key: value for key, value in values.items() if cfg.source(key) != COMMAND_LINE}, source)
-
-
-def find_tasks(patterns: str) -> list[Path]:
-    """The files that globs with commas between them match, each glob's in order, every file once.
-
-    Raises:
-        ConfigError: a glob matches no file.
-    """
-    found: dict[Path, Path] = {}
-    for pattern in patterns.split(","):
-        for file in _matches(pattern.strip()):
-            found.setdefault(file.resolve(), file)
-    return list(found.values())
-
-
-def _matches(pattern: str) -> list[Path]:
-    root = config_root()
-    for folder in (Path(), root.parent, root):
-        here = folder / pattern if pattern else folder
-        if here.is_file():
-            return [here]
-        files = [Path(name) for name in sorted(glob.glob(str(here), recursive=True)) if Path(name).is_file()]
-        if files:
-            return files
-    near = sorted((root / pattern).glob("*.yaml")) or sorted((root.parent / pattern).glob("*.yaml"))
-    near = near or sorted(Path(pattern).glob("*.yaml"))
-    hint = f"it is a folder, write {pattern.rstrip('/')}/*.yaml" if pattern and near else "give YAML files of tasks"
-    raise ConfigError(
-        f"--ft-tasks: {pattern!r} matches no file here nor in {root}: {hint}, such as configs/odinw_13/*.yaml"
-    )
 
 
 def parse_seeds(text: str) -> list[int | None]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +44,7 @@ class Model:
     recipe: Recipe
     device: torch.device
     weights: Report
+    key: str = ""  # equal for models that answer alike; empty: like no other
 
     @torch.inference_mode()
     def encode_image(self, images: ImageBatch) -> ImageState:
@@ -56,6 +59,16 @@ class Model:
         """One result per picture: all that the prompts find, best first."""
         found = [self.detector.detect(image, text) for text in texts]
         return [Detections.cat(parts) for parts in zip(*found, strict=True)]
+
+    @torch.inference_mode()
+    def ask(self, image: ImageState, text: TextState) -> list[list[Detections]]:
+        """What each of P prompts finds in each of B pictures: for each picture one result per prompt."""
+        count, batch = len(text.text), len(image.metas)
+        if count == 1:
+            return [[found] for found in self.detector.detect(image, text)]
+        rows = [row for row in range(batch) for _ in range(count)]
+        found = self.detector.detect(image.select(rows), text.select([*range(count)] * batch))
+        return [found[first : first + count] for first in range(0, len(found), count)]
 
 
 def build_recipe(cfg: Cfg) -> Recipe:
@@ -89,17 +102,24 @@ def build_recipe(cfg: Cfg) -> Recipe:
     )
 
 
-def load(cfg: Cfg, weights: str | Path) -> Model:
+def load(cfg: Cfg, weights: str | Path, device: torch.device | None = None) -> Model:
     """Build the detector of a config, give it its weights and put it on its device, ready to find things.
+
+    Args:
+        cfg: Config of the model.
+        weights: Checkpoint.
+        device: Default: ``MODEL.DEVICE``.
 
     Raises:
         ConfigError: the config builds no detector, or names a device that is not here.
         WeightsError: the file is missing, damaged or of another model.
     """
-    path, device, recipe = find_weights(weights), pick_device(cfg.MODEL.DEVICE), build_recipe(cfg)
+    path, device, recipe = find_weights(weights), device or pick_device(cfg.MODEL.DEVICE), build_recipe(cfg)
     detector = build_detector(cfg)
     report = load_weights(detector, path)
-    return Model(detector.to(device).eval().requires_grad_(False), recipe, device, report)
+    key = json.dumps([report.digest, cfg.MODEL, cfg.TEST.MDETR_STYLE_AGGREGATE_CLASS_NUM], sort_keys=True, default=str)
+    key = hashlib.sha256(key.encode()).hexdigest()
+    return Model(detector.to(device).eval().requires_grad_(False), recipe, device, report, key)
 
 
 def check_weights(cfg: Cfg, weights: str | Path) -> Report:
@@ -112,10 +132,3 @@ def check_weights(cfg: Cfg, weights: str | Path) -> Report:
     with torch.device("meta"):
         detector = build_detector(cfg)
     return load_weights(detector, weights)
-
-
-def predict(model: Model, batches: Iterable[ImageBatch], texts: Sequence[TextBatch]) -> Iterator[list[Detections]]:
-    """The detections of each batch; a picture is encoded once and a prompt once per call."""
-    states = [model.encode_text(text) for text in texts]
-    for batch in batches:
-        yield model.detect(model.encode_image(batch), states)

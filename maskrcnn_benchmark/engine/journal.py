@@ -1,4 +1,4 @@
-"""What a training tells while it runs: a progress bar, lines in the log, ``metrics.jsonl``, TensorBoard.
+"""What a training tells while it runs: a progress bar, lines in the log, ``metrics.jsonl``, boards (see ``boards.py``).
 
 A row of ``metrics.jsonl`` holds means over the steps since the row before. What has been summed up so far is part of a
 checkpoint, and rows of steps that are done again are taken out, so that a run which was interrupted has the rows of one
@@ -13,7 +13,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -23,8 +23,9 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from maskrcnn_benchmark.engine.boards import Board
 from maskrcnn_benchmark.engine.log import PACKAGE
-from maskrcnn_benchmark.errors import ConfigError, DataError
+from maskrcnn_benchmark.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -41,14 +42,14 @@ class Journal(AbstractContextManager["Journal"]):
         every: Steps in a row.
         main: Whether this process is the one that talks.
         device: Whose memory is told.
-        board: Where scalars go too; see :func:`open_board`.
+        boards: Where scalars go too; see :func:`maskrcnn_benchmark.engine.boards.open_boards`.
     """
 
     def __init__(
-        self, folder: Path, total: int, every: int, main: bool, device: torch.device, board: Any | None = None
+        self, folder: Path, total: int, every: int, main: bool, device: torch.device, boards: Sequence[Board] = ()
     ) -> None:
         self.file, self.total, self.every, self.main, self.device = folder / METRICS, total, every, main, device
-        self.board = board
+        self.boards = boards
         self.done, self.bad, self.bad_in_a_row = 0, 0, 0
         self._sums: dict[str, float] = {}
         self._steps = 0  # that are in the sums
@@ -82,8 +83,8 @@ class Journal(AbstractContextManager["Journal"]):
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
-        if self.board is not None:
-            self.board.close()
+        for board in self.boards:
+            board.close()
 
     def take(self, batches: Iterator[Item]) -> Item:
         """The next batch; how long it was waited for is counted.
@@ -138,9 +139,9 @@ class Journal(AbstractContextManager["Journal"]):
             file.write(json.dumps({**row, "time": round(time.time(), 3), **measured}) + "\n")
         self._bar.set_postfix({"loss": f"{means.get('loss', math.nan):.4g}", "lr": f"{lr:.3g}"})
         self._tell(means, lr, seconds, waited)
-        if self.board is not None:
+        for board in self.boards:
             for key, value in {**means, "lr": lr, **measured}.items():
-                self.board.add_scalar(key, value, self.done)
+                board.add_scalar(key, value, self.done)
 
     def _tell(self, means: Mapping[str, float], lr: float, seconds: float, waited: float) -> None:
         losses = ", ".join(f"{name.removeprefix('loss_')} {value:.4g}" for name, value in means.items())
@@ -181,19 +182,3 @@ def memory(device: torch.device) -> float:
         return 0.0
     unit = 1 if sys.platform == "darwin" else 2**10
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)
-
-
-def open_board(folder: Path, done: int) -> Any:
-    """A TensorBoard writer in ``folder/tensorboard``; what is there of later steps no longer counts.
-
-    Raises:
-        ConfigError: the package is not installed.
-    """
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise ConfigError(
-            "--use-tensorboard needs the package tensorboardX, which is not installed: pip install tensorboardX, or "
-            "leave the option out (the numbers are in metrics.jsonl too)"
-        ) from None
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)

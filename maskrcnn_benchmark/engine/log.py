@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 PACKAGE = "maskrcnn_benchmark"
+OWN_PICTURES = ("data.train_loader", "data.loader", "engine.evaluate")
+"""Modules whose warnings are about pictures that only the process that warns has read."""
 
 
 class _LineFormatter(logging.Formatter):
@@ -27,6 +29,8 @@ def setup_logging(folder: Path | None = None) -> logging.Logger:
         logger.removeHandler(handler)
         handler.close()
     logger.setLevel(logging.INFO)
+    for module in OWN_PICTURES:
+        logging.getLogger(f"{PACKAGE}.{module}").setLevel(logging.NOTSET)
     logger.propagate = False
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setFormatter(_LineFormatter("%(message)s"))
@@ -37,3 +41,10 @@ def setup_logging(folder: Path | None = None) -> logging.Logger:
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logger.addHandler(file)
     return logger
+
+
+def say_what_others_cannot() -> None:
+    """For all processes but the first: it says what is the same in all of them, the others what they alone know."""
+    logging.getLogger(PACKAGE).setLevel(logging.ERROR)
+    for module in OWN_PICTURES:
+        logging.getLogger(f"{PACKAGE}.{module}").setLevel(logging.WARNING)

@@ -30,6 +30,7 @@ class Signals(AbstractContextManager["Signals"]):
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.come_back = False  # SIGUSR1 came: the time is nearly up, and the run is to go on in another job
         self._before: dict[int, Any] = {}
 
     @property
@@ -51,14 +52,14 @@ class Signals(AbstractContextManager["Signals"]):
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
+        self.come_back = self.come_back or number == getattr(signal, "SIGUSR1", None)
 
 
 def requeue(env: Mapping[str, str] = os.environ) -> bool:
     """Inside a job of Slurm, ask once for it to be started again; returns whether Slurm agreed.
 
-    Slurm sends SIGTERM at the time limit and to a job that is preempted, and with ``sbatch --signal=USR1@120`` SIGUSR1
-    two minutes before the limit. ``scancel`` sends SIGTERM too: a job that should not come back is cancelled again
-    while it waits, or with ``scancel --signal=KILL``.
+    This is for SIGUSR1, which ``sbatch --signal=USR1@120`` sends two minutes before the time limit. Not for SIGTERM: so
+    ends ``scancel`` a job that should not come back, and one that is preempted Slurm queues again by itself.
     """
     job = env.get("SLURM_JOB_ID", "")
     if not job:

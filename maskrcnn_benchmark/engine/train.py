@@ -7,7 +7,7 @@ the solver counts all else. A run that is interrupted anywhere goes on from its 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ from maskrcnn_benchmark.checkpoint import resume
 from maskrcnn_benchmark.data.training import TrainingData
 from maskrcnn_benchmark.engine import distributed
 from maskrcnn_benchmark.engine.amp import Precision
+from maskrcnn_benchmark.engine.boards import open_boards
 from maskrcnn_benchmark.engine.curves import draw_curves
 from maskrcnn_benchmark.engine.distributed import World
-from maskrcnn_benchmark.engine.journal import Journal, open_board
+from maskrcnn_benchmark.engine.journal import Journal
 from maskrcnn_benchmark.engine.rng import rng_state, set_rng_state
 from maskrcnn_benchmark.engine.signals import Interrupted, Signals, requeue
-from maskrcnn_benchmark.engine.trouble import BadStep, files, memory_advice, not_finite
+from maskrcnn_benchmark.engine.trouble import BadStep, OutOfMemory, files, memory_advice, not_finite
 from maskrcnn_benchmark.errors import DataError
 from maskrcnn_benchmark.modeling.interface import Batch, Detector, Losses
 from maskrcnn_benchmark.solver.build import Solver
@@ -40,14 +41,15 @@ class Training:
     """Everything a training works on.
 
     Attributes:
-        evaluate: Scores the present weights, called with the number of steps done; None: nothing is scored.
+        evaluate: Scores the present weights, called with the number of steps done, in every process; what it gives in
+            the first one counts. None: nothing is scored.
         test: The same, once at the end; None: not there.
         on_bad_loss: What a loss that is no number means: "stop", "skip" the step, or "rollback": go on with the weights
             of the last checkpoint and the data that come next.
         keep: Checkpoints that stay beside the best and the last one; 0: all.
         find_unused: Some parameters may be without gradient in a step (several processes only).
         log_period: Steps in a row of ``metrics.jsonl``.
-        tensorboard: Write scalars for TensorBoard too.
+        boards: Where scalars go beside ``metrics.jsonl``: names of :data:`maskrcnn_benchmark.engine.boards.BOARDS`.
         resume_optimizer: Take the optimizer's averages from a checkpoint too; False: they begin anew.
         look: Called in the main process with the number of a step and the first batch of it, before the step.
     """
@@ -66,7 +68,7 @@ class Training:
     keep: int = 3
     find_unused: bool = False
     log_period: int = 20
-    tensorboard: bool = False
+    boards: Sequence[str] = ()
     resume_optimizer: bool = True
     look: Callable[[int, Batch], None] | None = None
 
@@ -96,8 +98,8 @@ def train(run: Training) -> dict[str, Any]:
     journal = Journal(run.folder, run.plan.steps, run.log_period, run.world.main, run.device)
     owed = _go_on(run, journal)
     journal.begin(run.solver.done)
-    if run.tensorboard and run.world.main:
-        journal.board = open_board(run.folder, run.solver.done)
+    if run.world.main:
+        journal.boards = open_boards(run.boards, run.folder, run.solver.done)
     with Signals() as signals, journal:
         if owed:
             _milestone(run, journal)
@@ -109,8 +111,8 @@ def train(run: Training) -> dict[str, Any]:
     found = {"steps": run.solver.done, "bad_steps": journal.bad, "best": best.score, "best_step": best.step}
     if run.world.main:
         draw_curves(run.folder)
-        if run.test is not None:
-            found["test"] = run.test(run.solver.done)
+    if run.test is not None:
+        found["test"] = run.test(run.solver.done)
     distributed.barrier()
     return found
 
@@ -126,10 +128,15 @@ def _steps(run: Training, journal: Journal, signals: Signals) -> None:
         return
     model = distributed.wrap(run.model.train(), run.device, run.find_unused)
     epoch, start = run.plan.position(run.solver.done)
-    batches = iter(run.data.loader(epoch, start, run.world.size, run.world.rank, endless=True))
+    pin = run.device.type == "cuda"
+    batches = iter(run.data.loader(epoch, start, run.world.size, run.world.rank, endless=True, pin=pin))
     while not run.finished:
+        generators = rng_state(run.device)
         try:
             values = _step(run, model, batches, journal)
+        except OutOfMemory as full:
+            _rescue(run, journal, generators, full)
+            raise
         except BadStep as bad:
             _leave_out(run, journal, bad)
             values = {}
@@ -139,7 +146,7 @@ def _steps(run: Training, journal: Journal, signals: Signals) -> None:
         stop = distributed.any_process(signals.received is not None) and done < run.plan.steps
         if stop:
             _save(run, journal, owed=due and run.evaluate is not None)
-            if run.world.main:
+            if distributed.any_process(signals.come_back) and run.world.main:
                 requeue()
             raise Interrupted(f"{signals.name}: saved after {done} of {run.plan.steps} steps, run again to go on")
         if due:
@@ -213,7 +220,8 @@ def _step(run: Training, model: torch.nn.Module, batches: Iterator[Batch], journ
             run.solver.backward(total, parts)
         for name, value in {"loss": total, **losses.terms, **losses.metrics}.items():
             sums[name] = sums.get(name, torch.zeros((), device=run.device)) + value.detach() / parts
-    step = run.solver.step()
+    with memory_advice(batch, run.solver.done + 1, whole=False):
+        step = run.solver.step()
     if not step.taken and not run.solver.scaler.is_enabled():  # which finds its scale by such steps
         _check(f"a gradient for {', '.join(pictures)}", counted=True)
     return distributed.reduce_mean({**sums, "gradient_norm": step.gradient_norm})
@@ -262,8 +270,6 @@ def _go_back(run: Training) -> Path | None:
         present = {name: run.solver.state_dict()[name] for name in ("scheduler", "counters")}
         run.model.load_state_dict(state["model"])
         run.solver.load_state_dict({**state, **present})
-        if run.solver.weight_decay is not None:
-            run.solver.weight_decay.apply(run.solver.done)
     return path
 
 
@@ -271,20 +277,43 @@ def _milestone(run: Training, journal: Journal) -> None:
     """Score the weights where that is asked for, and save."""
     best = False
     if run.evaluate is not None:
-        score = run.evaluate(run.solver.done) if run.world.main else 0.0
-        best = run.solver.evaluated(distributed.broadcast(float(score)))
+        best = run.solver.evaluated(distributed.hand_out(run.evaluate(run.solver.done)))
         run.model.train()
     _save(run, journal, best=best)
 
 
-def _save(run: Training, journal: Journal, best: bool = False, owed: bool = False) -> None:
-    """Write the state; ``owed``: its weights are still to be scored."""
-    generators = distributed.gather_objects(rng_state(run.device))
+def _rescue(run: Training, journal: Journal, generators: dict[str, Any], full: OutOfMemory) -> None:
+    """Save what the last whole step left; not where others, who may have memory left, wait for this process."""
+    done = run.solver.done
+    if run.world.size > 1 or not full.whole or not done or (run.folder / resume.name_of(done)).exists():
+        return
+    try:
+        _save(run, journal, generators=generators)
+        logger.info("saved after %d of %d steps", done, run.plan.steps)
+    except MemoryError:
+        logger.warning("no memory is left to save the state after %d steps with: earlier checkpoints stay", done)
+
+
+def _save(
+    run: Training,
+    journal: Journal,
+    best: bool = False,
+    owed: bool = False,
+    generators: dict[str, Any] | None = None,
+) -> None:
+    """Write the state.
+
+    Args:
+        best: No weights have had a better score.
+        owed: The weights are still to be scored.
+        generators: The state of random numbers that the next step begins with; None: the present one.
+    """
+    everywhere = distributed.gather_objects(generators or rng_state(run.device))
     if run.world.main:
         state = {
             "model": run.model.state_dict(),
             "iteration": run.solver.done,
-            "rng": generators,
+            "rng": everywhere,
             "journal": journal.state_dict(),
             "data": _data_facts(run),
             "owed": owed,

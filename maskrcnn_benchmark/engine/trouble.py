@@ -13,14 +13,24 @@ from maskrcnn_benchmark.modeling.interface import Batch, Losses
 
 ADVICE = (
     "halve SOLVER.IMS_PER_BATCH and double SOLVER.ACCUMULATION, lower INPUT.MAX_SIZE_TRAIN and "
-    "AUGMENT.MULT_MIN_SIZE_TRAIN, or set MODEL.DYHEAD.USE_CHECKPOINT True or SOLVER.USE_AMP True; run again to go on"
+    "AUGMENT.MULT_MIN_SIZE_TRAIN, or set MODEL.BACKBONE.USE_CHECKPOINT True, MODEL.DYHEAD.USE_CHECKPOINT True or "
+    "SOLVER.USE_AMP True; run again to go on"
 )
 
 
 class OutOfMemory(UserError):
-    """A batch does not fit into the memory."""
+    """A batch does not fit into the memory.
+
+    Args:
+        told: Shapes and advice.
+        whole: No weight has changed since the last whole step.
+    """
 
     exit_code = 3
+
+    def __init__(self, told: str, whole: bool = True) -> None:
+        super().__init__(told)
+        self.whole = whole
 
 
 class BadStep(Exception):
@@ -50,8 +60,8 @@ def not_finite(losses: Losses, total: Tensor, batch: Batch) -> str:
 
 
 @contextmanager
-def memory_advice(batch: Batch, step: int) -> Iterator[None]:
-    """Turns "out of memory" into the shapes of the batch and what can be done.
+def memory_advice(batch: Batch, step: int, whole: bool = True) -> Iterator[None]:
+    """Turns "out of memory" into the shapes of the batch and what can be done; ``whole``: see :class:`OutOfMemory`.
 
     Raises:
         OutOfMemory: it was that.
@@ -61,7 +71,7 @@ def memory_advice(batch: Batch, step: int) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
             raise
-        raise OutOfMemory(f"step {step}: out of memory with {shapes(batch)}: {ADVICE}") from error
+        raise OutOfMemory(f"step {step}: out of memory with {shapes(batch)}: {ADVICE}", whole) from error
 
 
 def shapes(batch: Batch) -> str:

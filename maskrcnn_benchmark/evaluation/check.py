@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pycocotools import mask as mask_api
 
 from maskrcnn_benchmark.errors import DataError
+from maskrcnn_benchmark.evaluation.columns import Results
 
 Row = Mapping[str, Any]
 ImageId = int | str
@@ -65,7 +67,11 @@ def read_coco(source: Row | str | Path) -> tuple[Row, str]:
 
 
 def check_ground_truth(
-    coco: Row, where: str = "annotations", iou_type: str = "bbox", categories: Sequence[Row] | None = None
+    coco: Row,
+    where: str = "annotations",
+    iou_type: str = "bbox",
+    categories: Sequence[Row] | None = None,
+    crowds: bool = True,
 ) -> GroundTruth:
     """Check COCO annotations and complete them.
 
@@ -74,6 +80,7 @@ def check_ground_truth(
         where: Its name, for messages.
         iou_type: "bbox" or "segm": the shape of an object that counts.
         categories: Category rows that count, when not all of the file's; annotations of others are left out, noted.
+        crowds: Whether the format knows crowds; if not, every annotation is one object.
 
     Raises:
         DataError: ids that are doubled or lead nowhere, shapes that are none.
@@ -86,6 +93,7 @@ def check_ground_truth(
     rows = [dict(row) for row in (coco["categories"] if categories is None else categories)]
     counted = _category_ids(rows, where)
     known = counted | {row.get("id") for row in coco["categories"]}
+    unused = "segmentation" if iou_type == "bbox" else None  # most of the memory
     annotations = []
     for index, source in enumerate(coco["annotations"]):
         place = f"{where}: annotations[{index}] (id {source.get('id')})"
@@ -95,7 +103,8 @@ def check_ground_truth(
             raise DataError(f"{place}: category_id {source.get('category_id')!r} is not in categories")
         if source["category_id"] in counted:
             _check_shape(source, iou_type, place)
-            annotations.append({**source, "image_id": numbers[source["image_id"]]})
+            row = {key: value for key, value in source.items() if key != unused}
+            annotations.append(row | {"image_id": numbers[source["image_id"]]} | ({} if crowds else {"iscrowd": 0}))
     truth = GroundTruth(images, annotations, sorted(rows, key=lambda row: row["id"]), numbers)
     if left_out := len(coco["annotations"]) - len(annotations):
         truth.notes.append(f"{left_out} annotations of categories that are not evaluated: left out")
@@ -202,41 +211,66 @@ def _mask_area(row: Row, size: tuple[Any, Any]) -> float:
     return float(mask_api.area(mask_api.merge(shape) if isinstance(shape, list) else shape))
 
 
-def check_results(results: Sequence[Row], truth: GroundTruth, iou_type: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows that an engine can take, and notes; rows of unknown categories are dropped, as the reference engine does.
+def check_results(rows: Sequence[Row], truth: GroundTruth, iou_type: str) -> tuple[Results, list[str]]:
+    """Results that an engine can take, and notes; those of unknown categories are dropped, as the reference does.
+
+    Args:
+        rows: ``{image_id, category_id, bbox [x, y, w, h] | segmentation, score}`` each.
+        truth: What they are scored against.
+        iou_type: "bbox" or "segm".
 
     Raises:
         DataError: a row is of no known picture, or its score or shape is no number.
     """
     known = {row["id"] for row in truth.categories}
     key = "segmentation" if iou_type == "segm" else "bbox"
-    rows, dropped, odd = [], Counter[Any](), 0
-    for index, row in enumerate(results):
+    kept, dropped = [], Counter[Any]()
+    for index, row in enumerate(rows):
         place = f"results[{index}]"
-        image, score, category = row.get("image_id"), row.get("score"), row.get("category_id")
+        image, score = row.get("image_id"), row.get("score")
         if image not in truth.number:
             raise DataError(f"{place}: image_id {image!r} is not in the annotations{_other_type(image, truth)}")
         if not isinstance(score, (int, float)) or not math.isfinite(score):
             raise DataError(f"{place} (picture {image!r}): score {score!r} is not a finite number")
         if not (row.get(key) if iou_type == "segm" else _is_box(row.get(key))):
             raise DataError(f"{place} (picture {image!r}): {key} {row.get(key)!r} is no shape")
-        if category not in known:
-            dropped[category] += 1
-            continue
-        odd += not 0 <= score <= 1
-        rows.append({"image_id": truth.number[image], "category_id": category, key: row[key], "score": float(score)})
+        if row.get("category_id") in known:
+            kept.append(row)
+        else:
+            dropped[row.get("category_id")] += 1
     if 0 in dropped:
         raise DataError(f"{dropped[0]} results have category_id 0, which is no category: are the ids counted from 0?")
+    masks = np.full(len(kept), None)
+    masks[:] = [row.get("segmentation") for row in kept]
+    results = Results(
+        np.array([truth.number[row["image_id"]] for row in kept], np.int64),
+        np.array([row["category_id"] for row in kept], np.int64),
+        np.array([row.get("bbox") or [0, 0, 0, 0] for row in kept], np.float64).reshape(-1, 4),
+        np.array([row["score"] for row in kept], np.float64),
+        masks,
+    )
+    shown = _first(", ".join(map(str, dropped)))
+    notes = [f"{dropped.total()} results of unknown categories dropped: ids {shown}"] if dropped else []
+    return results, notes + check_columns(results, truth, iou_type)
+
+
+def check_columns(results: Results, truth: GroundTruth, iou_type: str) -> list[str]:
+    """Notes on results whose pictures and categories are known, and whose boxes and scores are numbers.
+
+    Raises:
+        DataError: masks are to be scored, and there is a result without.
+    """
+    if iou_type == "segm":
+        bare = np.array([mask is None for mask in results.masks], bool)
+        if bare.any():
+            image = truth.image_ids[results.picture[bare.argmax()] - 1]
+            raise DataError(f"picture {image!r} has no masks to evaluate: evaluate boxes (bbox) instead")
     notes = []
-    if dropped:
-        notes.append(
-            f"{dropped.total()} results of unknown categories dropped: ids {_first(', '.join(map(str, dropped)))}"
-        )
-    if odd:
+    if odd := int(((results.scores < 0) | (results.scores > 1)).sum()):
         notes.append(f"{odd} scores are outside 0..1")
-    if not rows:
+    if not len(results):
         notes.append("no predictions: every number is 0, or -1 where there is no ground truth either")
-    return rows, notes
+    return notes
 
 
 def _other_type(image: object, truth: GroundTruth) -> str:

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from pycocotools import mask as mask_api
 
 from maskrcnn_benchmark.errors import DataError
 from maskrcnn_benchmark.evaluation.check import GroundTruth, Row, check_ground_truth, read_coco
+from maskrcnn_benchmark.evaluation.collector import SHOWN, Collector
+from maskrcnn_benchmark.evaluation.columns import json_list
 from maskrcnn_benchmark.evaluation.engine import CocoScores, choose_engine, evaluate_coco
-from maskrcnn_benchmark.evaluation.report import coco_csv, table, write_files
+from maskrcnn_benchmark.evaluation.report import Content, coco_csv, table, write_files
 from maskrcnn_benchmark.structures import Detections
 
 logger = logging.getLogger(__name__)
-
-SHOWN = 5
 
 
 class CocoEvaluator:
@@ -43,6 +40,8 @@ class CocoEvaluator:
         ConfigError: the engine is unknown or not installed.
     """
 
+    main = "AP"
+
     def __init__(
         self,
         annotations: Row | str | Path,
@@ -59,14 +58,11 @@ class CocoEvaluator:
             kind: check_ground_truth(coco, self.where, kind, categories) for kind in iou_types
         }
         self.engine, self.plus_one, self.use_cats = choose_engine(engine), plus_one, use_cats
-        self.label_to_category = dict(label_to_category)
-        self._labels = torch.tensor(list(label_to_category), dtype=torch.int64)
         self.names = {row["id"]: str(row.get("name", row["id"])) for row in self._main.categories}
-        if lost := sorted(set(self.label_to_category.values()) - set(self.names)):
+        if lost := sorted(set(label_to_category.values()) - set(self.names)):
             raise DataError(f"{self.where}: labels lead to category ids {lost[:SHOWN]}, which are not in categories")
-        self.digest = _digest(annotations)
-        self.unknown_labels = 0
-        self._detections: dict[int | str, Detections] = {}
+        self.digest = digest(annotations)
+        self.found = Collector(self._main.number, self.where, label_to_category)
         self._scores: dict[str, CocoScores] | None = None
 
     @property
@@ -80,38 +76,20 @@ class CocoEvaluator:
             DataError: a picture is not in the set, or has been added before.
         """
         for found in detections:
-            image_id = found.meta.image_id
-            if image_id not in self._main.number:
-                raise DataError(f"picture {image_id!r} ({found.meta.file}) was scored but is not in {self.where}")
-            if image_id in self._detections:
-                raise DataError(f"picture {image_id!r} ({found.meta.file}) was scored twice; each may count once")
-            known = torch.isin(found.labels, self._labels)
-            self.unknown_labels += int((~known).sum())
-            self._detections[image_id] = found if bool(known.all()) else found[known]
+            self.found.add(found)
         self._scores = None
 
-    def _in_order(self) -> list[Detections]:
-        """One per picture of the set, in the order of the data set (ascending ids)."""
-        missing = [image_id for image_id in self._main.image_ids if image_id not in self._detections]
-        if missing:
-            names = ", ".join(map(repr, missing[:SHOWN])) + (", ..." if len(missing) > SHOWN else "")
-            raise DataError(
-                f"{len(self._detections)} pictures scored, but {self.where} has {len(self._main.number)}: no result is "
-                f"reported for a part of a set (without detections: picture {names}); mend or remove those pictures"
-            )
-        return [self._detections[image_id] for image_id in self._main.image_ids]
-
-    def results(self, iou_type: str = "bbox") -> list[dict[str, Any]]:
-        """Rows in COCO's results format, by ascending picture id and then by score.
+    def rows(self, iou_type: str = "bbox") -> Iterator[dict[str, Any]]:
+        """Rows in COCO's results format, by ascending picture id and then by score, made one at a time.
 
         Raises:
             DataError: a picture of the set has not been scored.
         """
-        rows: list[dict[str, Any]] = []
-        for found in self._in_order():
-            boxes = found.to_coco(self.label_to_category, self.plus_one)
-            rows += boxes if iou_type == "bbox" else _mask_rows(boxes, found)
-        return rows
+        return self.found.results(self.plus_one).rows(iou_type, self._main.image_ids)
+
+    def results(self, iou_type: str = "bbox") -> list[dict[str, Any]]:
+        """The same in one list."""
+        return list(self.rows(iou_type))
 
     def scores(self) -> dict[str, CocoScores]:
         """iou type -> everything the engine found.
@@ -122,7 +100,7 @@ class CocoEvaluator:
         if self._scores is None:
             self._scores = {
                 kind: evaluate_coco(
-                    truth, self.results(kind), iou_type=kind, use_cats=self.use_cats, engine=self.engine
+                    truth, self.found.results(self.plus_one), iou_type=kind, use_cats=self.use_cats, engine=self.engine
                 )
                 for kind, truth in self.truth.items()
             }
@@ -169,12 +147,12 @@ class CocoEvaluator:
             DataError: a picture of the set has not been scored.
         """
         scores = self.scores()
-        files = {f"{kind}.json": json.dumps(self.results(kind)).encode() for kind in scores}
+        files: dict[str, Content] = {f"{kind}.json": json_list(self.rows(kind)) for kind in scores}
         if "bbox" in scores and self.use_cats:
             files["bbox.csv"] = coco_csv(scores["bbox"].precision, list(self.names.values())).encode()
         six = {kind: dict(list(found.stats.items())[:6]) for kind, found in scores.items()}
         files["coco_results.json"] = json.dumps(six, indent=2).encode()
-        files["predictions.pth"] = self._predictions()
+        files["predictions.pth"] = lambda path: torch.save(self.found.predictions(), path)
         files["results.json"] = json.dumps(self.card() | dict(card or {}), indent=2, ensure_ascii=False).encode()
         write_files(Path(folder), files)
         logger.info("%s\n%s", self.where, self.table())
@@ -185,13 +163,15 @@ class CocoEvaluator:
         main = next(iter(scores.values()))
         return {
             "metrics": self.summary(),
+            "main": self.main,
+            "protocol": {"name": "coco"},
             "per_category": {kind: self.per_category(kind) for kind in scores},
             "counts": {
-                "pictures": len(self._detections),
+                "pictures": self.found.pictures,
                 "objects": len(self._main.annotations),
                 "categories": len(self.names),
-                "detections": sum(map(len, self._detections.values())),
-                "detections_with_unknown_labels": self.unknown_labels,
+                "detections": len(self.found.columns()),
+                "detections_with_unknown_labels": self.found.unknown_labels,
             },
             "engine": {"name": main.engine, "version": main.version},
             "plus_one": self.plus_one,
@@ -199,31 +179,7 @@ class CocoEvaluator:
             "annotations": {"file": self.where, "sha256": self.digest},
         }
 
-    def _predictions(self) -> bytes:
-        buffer = io.BytesIO()
-        torch.save([_plain(found) for found in self._in_order()], buffer)
-        return buffer.getvalue()
 
-
-def _plain(found: Detections) -> dict[str, Any]:
-    height, width = found.meta.orig_size
-    row = {"image_id": found.meta.image_id, "height": height, "width": width}
-    masks = {} if found.masks is None else {"masks": found.masks}
-    tensors = {"boxes": found.boxes, "scores": found.scores, "labels": found.labels, **masks}
-    return row | {key: value.clone() for key, value in tensors.items()}
-
-
-def _mask_rows(boxes: Sequence[Row], found: Detections) -> list[dict[str, Any]]:
-    if found.masks is None:
-        raise ValueError(f"picture {found.meta.image_id!r} has no masks to evaluate")
-    rows = []
-    for box, mask in zip(boxes, found.masks.numpy(), strict=True):
-        shape = mask_api.encode(np.asfortranarray(mask, dtype=np.uint8))
-        shape["counts"] = shape["counts"].decode()
-        rows.append({key: box[key] for key in ("image_id", "category_id", "score")} | {"segmentation": shape})
-    return rows
-
-
-def _digest(annotations: Row | str | Path) -> str | None:
+def digest(annotations: Row | str | Path) -> str | None:
     """sha256 of the annotation file; None when there is none."""
     return None if isinstance(annotations, Mapping) else hashlib.sha256(Path(annotations).read_bytes()).hexdigest()

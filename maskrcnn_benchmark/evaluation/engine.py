@@ -15,14 +15,13 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from maskrcnn_benchmark.errors import ConfigError
-from maskrcnn_benchmark.evaluation.check import GroundTruth, Row, check_results
+from maskrcnn_benchmark.evaluation.check import GroundTruth, Row, check_columns, check_results
+from maskrcnn_benchmark.evaluation.columns import Floats, Results
 
 logger = logging.getLogger(__name__)
 
-Floats = npt.NDArray[np.float64]
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 AREAS = ("all", "small", "medium", "large")
 MAX_DETS = (1, 10, 100)
@@ -61,18 +60,18 @@ def choose_engine(name: str = "auto") -> str:
 
 def evaluate_coco(
     truth: GroundTruth,
-    results: Sequence[Row],
+    results: Sequence[Row] | Results,
     *,
     iou_type: str = "bbox",
     use_cats: bool = True,
     max_dets: Sequence[int] = MAX_DETS,
     engine: str = "auto",
 ) -> CocoScores:
-    """Score results in COCO's results format.
+    """Score results.
 
     Args:
         truth: Of :func:`~maskrcnn_benchmark.evaluation.check.check_ground_truth`.
-        results: ``{image_id, category_id, bbox [x, y, w, h] | segmentation, score}`` each, in pixels.
+        results: Columns, or ``{image_id, category_id, bbox [x, y, w, h] | segmentation, score}`` each, in pixels.
         iou_type: "bbox" or "segm".
         use_cats: False pools all categories (class-agnostic AP, as MDETR reports).
         max_dets: Three ascending limits on detections per picture and category.
@@ -84,15 +83,13 @@ def evaluate_coco(
     """
     engine = choose_engine(engine)
     _, package, run = ENGINES[engine]
-    rows, notes = check_results(results, truth, iou_type)
-    for note in notes:
-        logger.warning(note)
+    columns, notes = checked(results, truth, iou_type)
     with contextlib.redirect_stdout(io.StringIO()):  # two of the three print their progress
-        precision, recall = run(truth.as_coco(), rows, iou_type, use_cats, list(max_dets))
+        precision, recall = run(truth.as_coco(), columns, iou_type, use_cats, list(max_dets))
     ids = [row["id"] for row in truth.categories] if use_cats else []
     return CocoScores(
         stats=_summary(precision, recall, max_dets),
-        per_category={category: _one_category(precision[:, :, k], recall[:, k]) for k, category in enumerate(ids)},
+        per_category={category: one_category(precision[:, :, k], recall[:, k]) for k, category in enumerate(ids)},
         precision=precision,
         recall=recall,
         engine=engine,
@@ -101,25 +98,41 @@ def evaluate_coco(
     )
 
 
+def checked(results: Sequence[Row] | Results, truth: GroundTruth, iou_type: str) -> tuple[Results, list[str]]:
+    """Results as columns, and notes, which are logged.
+
+    Raises:
+        DataError: a result is of an unknown picture, or is no shape or no score.
+    """
+    if isinstance(results, Results):
+        columns, notes = results, check_columns(results, truth, iou_type)
+    else:
+        columns, notes = check_results(results, truth, iou_type)
+    for note in notes:
+        logger.warning(note)
+    return columns, notes
+
+
 def _summary(precision: Floats, recall: Floats, max_dets: Sequence[int]) -> dict[str, float]:
     last = max_dets[-1]
-    stats = {"AP": _mean(precision[..., 0, -1])}
-    stats |= {f"AP{int(100 * IOU_THRESHOLDS[t])}": _mean(precision[t, ..., 0, -1]) for t in (0, 5)}
-    stats |= {f"AP{AREAS[a][0]}": _mean(precision[..., a, -1]) for a in (1, 2, 3)}
-    stats |= {f"AR@{limit}": _mean(recall[..., 0, m]) for m, limit in enumerate(max_dets)}
-    stats |= {f"AR{AREAS[a][0]}@{last}": _mean(recall[..., a, -1]) for a in (1, 2, 3)}
+    stats = {"AP": mean(precision[..., 0, -1])}
+    stats |= {f"AP{int(100 * IOU_THRESHOLDS[t])}": mean(precision[t, ..., 0, -1]) for t in (0, 5)}
+    stats |= {f"AP{AREAS[a][0]}": mean(precision[..., a, -1]) for a in (1, 2, 3)}
+    stats |= {f"AR@{limit}": mean(recall[..., 0, m]) for m, limit in enumerate(max_dets)}
+    stats |= {f"AR{AREAS[a][0]}@{last}": mean(recall[..., a, -1]) for a in (1, 2, 3)}
     return stats
 
 
-def _one_category(precision: Floats, recall: Floats) -> dict[str, float]:
+def one_category(precision: Floats, recall: Floats) -> dict[str, float]:
     return {
-        "AP": _mean(precision[..., 0, -1]),
-        "AP50": _mean(precision[0, ..., 0, -1]),
-        "AR@max": _mean(recall[..., 0, -1]),
+        "AP": mean(precision[..., 0, -1]),
+        "AP50": mean(precision[0, ..., 0, -1]),
+        "AR@max": mean(recall[..., 0, -1]),
     }
 
 
-def _mean(values: Floats) -> float:
+def mean(values: Floats) -> float:
+    """Of what was measured; -1 if nothing was."""
     measured = values[values > -1]
     return float(measured.mean()) if measured.size else -1.0
 
@@ -127,47 +140,48 @@ def _mean(values: Floats) -> float:
 Arrays = tuple[Floats, Floats]
 
 
-def _arrays(found: dict[str, Any]) -> Arrays:
+def arrays(found: dict[str, Any]) -> Arrays:
     return np.ascontiguousarray(found["precision"], np.float64), np.ascontiguousarray(found["recall"], np.float64)
 
 
-def _hotcoco(truth: dict[str, Any], rows: list[Any], iou_type: str, use_cats: bool, max_dets: list[int]) -> Arrays:
+def _hotcoco(truth: dict[str, Any], results: Results, iou_type: str, use_cats: bool, max_dets: list[int]) -> Arrays:
     from hotcoco import COCO, COCOeval
 
     coco = COCO(truth)
-    run = COCOeval(coco, coco.load_res(rows), iou_type)
+    taken = list(results.rows(iou_type)) if iou_type == "segm" else results.table()
+    run = COCOeval(coco, coco.load_res(taken), iou_type)
     run.params.use_cats, run.params.max_dets = use_cats, max_dets
     run.evaluate()
     run.accumulate()
-    return _arrays(run.eval or {})
+    return arrays(run.eval or {})
 
 
-def _faster(truth: dict[str, Any], rows: list[Any], iou_type: str, use_cats: bool, max_dets: list[int]) -> Arrays:
+def _faster(truth: dict[str, Any], results: Results, iou_type: str, use_cats: bool, max_dets: list[int]) -> Arrays:
     from faster_coco_eval import COCO, COCOeval_faster
 
     coco = COCO(truth)
-    run = COCOeval_faster(coco, coco.loadRes(rows), iou_type)
+    run = COCOeval_faster(coco, coco.loadRes(list(results.rows(iou_type))), iou_type)
     run.params.useCats, run.params.maxDets = int(use_cats), max_dets
     run.evaluate()
     run.accumulate()
-    return _arrays(run.eval)
+    return arrays(run.eval)
 
 
-def _pycocotools(truth: dict[str, Any], rows: list[Any], iou_type: str, use_cats: bool, max_dets: list[int]) -> Arrays:
+def _pycocotools(truth: dict[str, Any], results: Results, iou_type: str, use_cats: bool, max_dets: list[int]) -> Arrays:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     coco = COCO()
     coco.dataset = truth
     coco.createIndex()
-    run = COCOeval(coco, coco.loadRes(rows) if rows else COCO(), iou_type)
+    run = COCOeval(coco, coco.loadRes(list(results.rows(iou_type))) if len(results) else COCO(), iou_type)
     run.params.useCats, run.params.maxDets = int(use_cats), max_dets
     run.evaluate()
     run.accumulate()
-    return _arrays(run.eval)
+    return arrays(run.eval)
 
 
-Engine = Callable[[dict[str, Any], list[Any], str, bool, list[int]], Arrays]
+Engine = Callable[[dict[str, Any], Results, str, bool, list[int]], Arrays]
 ENGINES: dict[str, tuple[str, str, Engine]] = {  # name -> (module, package, how to run it); the fastest first
     "hotcoco": ("hotcoco", "hotcoco", _hotcoco),
     "faster": ("faster_coco_eval", "faster-coco-eval", _faster),

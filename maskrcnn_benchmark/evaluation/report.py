@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from prettytable import PrettyTable
 
-from maskrcnn_benchmark.evaluation.engine import AREAS, IOU_THRESHOLDS, Floats
+from maskrcnn_benchmark.evaluation.columns import Floats
+from maskrcnn_benchmark.evaluation.engine import AREAS, IOU_THRESHOLDS
 
 
 def coco_csv(precision: Floats, names: Sequence[str]) -> str:
@@ -41,6 +43,26 @@ def _csv_row(precision: Floats, threshold: float | None, area: str) -> str:
     return head + "".join(f"{value}, " for value in values) + f"{sum(values, 0.0) / len(values)} \n"
 
 
+def lvis_csv(stats: Mapping[str, float], limit: int) -> str:
+    """FIBER's ``bbox.csv`` of LVIS: the numbers as lvis-api prints them, with three decimals.
+
+    Args:
+        stats: Name -> number, of :class:`~maskrcnn_benchmark.evaluation.lvis_engine.LvisScores`.
+        limit: Best detections of a picture that counted, -1 for all.
+    """
+    return "metric, avg \n" + "".join(_lvis_row(name.partition("@")[0], value, limit) for name, value in stats.items())
+
+
+def _lvis_row(name: str, value: float, limit: int) -> str:
+    kind, what = name[:2], name[2:]
+    title = {"AP": "Average Precision", "AR": "Average Recall"}[kind]
+    iou = f"0.{what}" if what.isdigit() else f"{IOU_THRESHOLDS[0]:0.2f}:{IOU_THRESHOLDS[-1]:0.2f}"
+    area = what if what in ("s", "m", "l") else "all"
+    group = what if what in ("r", "c", "f") else "all"
+    place = f"IoU={iou:<9} | area={area:>6s} | maxDets={limit:>3d} catIds={group:>3s}"
+    return f" {title:<18} ({kind}) @[ {place}], {value:0.3f} \n"
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A printed table; numbers with four decimals."""
     printed = PrettyTable(list(header))
@@ -51,14 +73,35 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return str(printed.get_string())
 
 
-def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write all files or none: they get their names only when every one of them is whole."""
+Content = bytes | Iterable[bytes] | Callable[[Path], object]
+
+
+def write_files(folder: Path, files: Mapping[str, Content]) -> None:
+    """Write all files or none: they get their names only when every one of them is whole.
+
+    Args:
+        folder: Where to; made if need be.
+        files: Name -> what it holds, in one piece or in many, or a function that writes it to the path it is given.
+    """
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=folder, prefix=".partial-"))
     try:
         for name, content in files.items():
-            (partial / name).write_bytes(content)
+            _write(partial / name, content)
         for name in files:
             os.replace(partial / name, folder / name)
+        made = False
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        if made:
+            with contextlib.suppress(OSError):  # others may have put something there
+                folder.rmdir()
+
+
+def _write(path: Path, content: Content) -> None:
+    if callable(content):
+        content(path)
+        return
+    with path.open("wb") as file:
+        file.writelines([content] if isinstance(content, bytes) else content)

@@ -32,6 +32,22 @@ def batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: fl
     return nms_by_label(nms, boxes, scores, labels, iou_threshold, plus_one)
 
 
+@register("soft_nms", "torch", 20)
+def soft_nms(boxes: Tensor, scores: Tensor, score_threshold: float, sigma: float) -> tuple[Tensor, Tensor]:
+    index = torch.arange(len(boxes), device=boxes.device)
+    kept, decayed = [index[:0]], [scores[:0]]
+    while len(index):
+        best = scores.argmax()
+        kept.append(index[best, None])
+        decayed.append(scores[best, None])
+        overlap = _iou(boxes[best, None], boxes, plus_one=True)[0].nan_to_num(0)
+        scores = scores * (-overlap * overlap / sigma).exp()
+        left = ~(scores < score_threshold)
+        left[best] = False
+        boxes, scores, index = boxes[left], scores[left], index[left]
+    return torch.cat(kept), torch.cat(decayed)
+
+
 def nms_by_label(
     nms: Callable[[Tensor, Tensor, float, bool], Tensor],
     boxes: Tensor,

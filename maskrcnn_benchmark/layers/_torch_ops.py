@@ -11,12 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from maskrcnn_benchmark.layers._torch_regions import check_pictures
 from maskrcnn_benchmark.layers.backends import register
+from maskrcnn_benchmark.layers.losses import class_focal_loss
 
 Pair = tuple[int, int]
 BEFORE_TORCHVISION = {"cpu": 10, "": 20}
 COLUMN_BYTES = 8 << 20  # sampled columns of a convolution held at a time: small enough to stay in the cache
 TRAIN_COLUMN_BYTES = 64 << 20  # in training each block costs a gradient of the whole map, so blocks are larger
+KEPT_COLUMN_BYTES = 1 << 20  # columns of one picture that are kept for the backward pass and not sampled again
 MAX_SAMPLES = 1 << 21  # rows that one gather of roi_align reads
 
 
@@ -75,7 +78,7 @@ def deform_conv2d(
             part = slice(start, start + step)
             block = (shift[..., part], None if factor is None else factor[..., part], origin[..., part])
             args = (table, *block, (size[0], size[1]), filters, bias)
-            if training:
+            if training and taps * channels * cells * input.element_size() > KEPT_COLUMN_BYTES:
                 parts.append(checkpoint(_convolve, *args, use_reentrant=False, preserve_rng_state=False))
             else:
                 parts.append(_convolve(*args))
@@ -142,6 +145,7 @@ def roi_align(
     input: Tensor, rois: Tensor, output_size: Pair, spatial_scale: float, sampling_ratio: int, aligned: bool
 ) -> Tensor:
     """Regions with the same number of samples per cell are laid out together, then gathered in few large calls."""
+    check_pictures(rois, len(input))
     table = input.permute(0, 2, 3, 1).reshape(-1, input.shape[1]).contiguous()
     half = 0.5 if aligned else 0.0
     start = rois[:, 1:3] * spatial_scale - half
@@ -228,9 +232,20 @@ def _bins(start: Tensor, cell: Tensor, bins: int, grid: int, size: int, sparse: 
     return index.clamp(max=size - 1), weight
 
 
-@register("ms_deform_attn", "torch", 10)
-def ms_deform_attn(value: Tensor, shapes: list[Pair], starts: list[int], locations: Tensor, weights: Tensor) -> Tensor:
+@register("sigmoid_focal_loss", "torch", 20)
+def sigmoid_focal_loss(logits: Tensor, targets: Tensor, gamma: float, alpha: float) -> Tensor:
+    return class_focal_loss(logits, targets, alpha, gamma)
+
+
+@register("ms_deform_attn", "torch", 20)
+def ms_deform_attn(
+    value: Tensor, spatial_shapes: Tensor, level_start_index: Tensor, locations: Tensor, weights: Tensor
+) -> Tensor:
     n, rows, heads, depth = value.shape
+    shapes = [(h, w) for h, w in spatial_shapes.tolist()]
+    starts: list[int] = level_start_index.tolist()
+    if any(start + h * w > rows for start, (h, w) in zip(starts, shapes, strict=True)):
+        raise ValueError(f"levels {shapes} starting at {starts} do not fit into {rows} rows of value")
     queries, points = locations.shape[1], locations.shape[4]
     picture = torch.arange(n, dtype=torch.int32, device=value.device).view(n, 1, 1, 1) * rows
     head = torch.arange(heads, dtype=torch.int32, device=value.device).view(1, 1, heads, 1)

@@ -7,6 +7,7 @@ import torchvision
 from torch import Tensor
 
 from maskrcnn_benchmark.layers._torch_nms import nms_by_label
+from maskrcnn_benchmark.layers._torch_regions import check_pictures
 from maskrcnn_benchmark.layers.backends import register
 
 Pair = tuple[int, int]
@@ -51,5 +52,13 @@ def deform_conv2d(
 def roi_align(
     input: Tensor, rois: Tensor, output_size: Pair, spatial_scale: float, sampling_ratio: int, aligned: bool
 ) -> Tensor:
+    check_pictures(rois, len(input))
     out: Tensor = torchvision.ops.roi_align(input, rois, output_size, spatial_scale, sampling_ratio, aligned)
+    return out
+
+
+@register("roi_pool", "torchvision", 10)
+def roi_pool(input: Tensor, rois: Tensor, output_size: Pair, spatial_scale: float) -> Tensor:
+    check_pictures(rois, len(input))
+    out: Tensor = torchvision.ops.roi_pool(input, rois, output_size, spatial_scale)
     return out

@@ -11,16 +11,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from maskrcnn_benchmark.layers.backends import available_backends, backend, call, use_backend
+from maskrcnn_benchmark.layers.backends import available_backends, backend, call, operators, use_backend
 
 __all__ = [
     "available_backends",
     "backend",
     "batched_nms",
     "deform_conv2d",
+    "deform_psroi",
     "ms_deform_attn",
     "nms",
+    "operators",
     "roi_align",
+    "roi_pool",
+    "sigmoid_focal_loss",
+    "soft_nms",
     "use_backend",
 ]
 
@@ -61,6 +66,25 @@ def batched_nms(
         return torch.zeros(0, dtype=torch.int64, device=boxes.device)
     boxes, scores = _precise(boxes.detach(), scores.detach())
     return _ordered(call("batched_nms", boxes.device, boxes, scores, labels, iou_threshold, plus_one), scores, sort)
+
+
+def soft_nms(boxes: Tensor, scores: Tensor, score_threshold: float, sigma: float) -> tuple[Tensor, Tensor]:
+    """Overlapping boxes lose score and are not dropped at once (https://arxiv.org/abs/1704.04503).
+
+    The best box is selected and the scores of the others are multiplied by exp(-IoU^2 / sigma), IoU with both border
+    pixels counted; those that fall below the threshold are dropped. Equal scores go in index order.
+
+    Args:
+        boxes: (N, 4). scores: (N,).
+
+    Returns:
+        (M,) int64 indices in the order selected, and (M,) the scores they had then.
+    """
+    _check_boxes(boxes, scores)
+    dtype = scores.dtype
+    boxes, scores = _precise(boxes.detach(), scores.detach())
+    kept, decayed = call("soft_nms", boxes.device, boxes, scores, score_threshold, sigma)
+    return kept, decayed.to(dtype)
 
 
 def deform_conv2d(
@@ -125,18 +149,89 @@ def roi_align(
     Returns:
         (R, C, Ph, Pw); its memory may be in channels_last order.
     """
-    if input.ndim != 4 or rois.ndim != 2 or rois.shape[1] != 5:
-        raise ValueError(f"roi_align needs input (N, C, H, W) and rois (R, 5), got {_shapes(input, rois)}")
+    _check_rois(input, rois)
     if len(rois) == 0:
         return input.flatten()[:0].view(0, input.shape[1], *_pair(output_size))
-    first, last = int(rois[:, 0].min()), int(rois[:, 0].max())
-    if first < 0 or last >= len(input):
-        raise ValueError(f"rois name picture {first if first < 0 else last} of a batch of {len(input)}")
     (full,) = _precise(input)
     rois = rois.detach().to(full.dtype)
     args = (_pair(output_size), spatial_scale, sampling_ratio, aligned)
     out: Tensor = call("roi_align", input.device, full, rois, *args)
     return out.to(input.dtype)
+
+
+def roi_pool(input: Tensor, rois: Tensor, output_size: Pair, spatial_scale: float) -> Tensor:
+    """The largest value in each cell of each region, whose corners are rounded to cells of the map (Fast R-CNN).
+
+    Args:
+        input: (N, C, H, W).
+        rois: (R, 5) picture number, x1, y1, x2, y2 in pixels of the picture; no gradient.
+
+    Returns:
+        (R, C, Ph, Pw), 0 in cells outside of the map.
+    """
+    _check_rois(input, rois)
+    (full,) = _precise(input)
+    out: Tensor = call("roi_pool", input.device, full, rois.detach().to(full.dtype), _pair(output_size), spatial_scale)
+    return out.to(input.dtype)
+
+
+def deform_psroi(
+    input: Tensor,
+    rois: Tensor,
+    trans: Tensor | None,
+    spatial_scale: float,
+    out_channels: int,
+    group_size: int,
+    out_size: int,
+    part_size: int,
+    samples: int,
+    trans_std: float,
+) -> Tensor:
+    """Deformable position-sensitive pooling of regions (https://arxiv.org/abs/1703.06211).
+
+    Args:
+        input: (N, out_channels * group_size^2, H, W).
+        rois: (R, 5) picture number, x1, y1, x2, y2 in pixels of the picture; no gradient.
+        trans: (R, 2 * classes, part_size, part_size) shifts in x and y of the parts of a region, None for no shifts.
+        samples: Samples per cell and axis.
+        trans_std: What the shifts are multiplied with, besides the size of the region.
+
+    Returns:
+        (R, out_channels, out_size, out_size).
+    """
+    _check_rois(input, rois)
+    if input.shape[1] != out_channels * group_size**2:
+        raise ValueError(f"input must have {out_channels * group_size**2} channels, got {input.shape[1]}")
+    if trans is not None:
+        classes = trans.shape[1] // 2 if trans.ndim == 4 else 0
+        if trans.shape != (len(rois), 2 * classes, part_size, part_size) or not classes or out_channels % classes:
+            raise ValueError(
+                f"trans must be ({len(rois)}, 2 * classes, {part_size}, {part_size}) with a number of classes that "
+                f"divides {out_channels}, got {tuple(trans.shape)}"
+            )
+    dtype = input.dtype
+    (input,) = _precise(input)
+    rois, trans = rois.detach().to(input.dtype), None if trans is None else trans.to(input.dtype)
+    sizes = (out_channels, group_size, out_size, part_size, samples)
+    out: Tensor = call("deform_psroi", input.device, input, rois, trans, spatial_scale, *sizes, trans_std)
+    return out.to(dtype)
+
+
+def sigmoid_focal_loss(logits: Tensor, targets: Tensor, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:
+    """Focal loss of a fixed list of classes (https://arxiv.org/abs/1708.02002).
+
+    Args:
+        logits: (N, C); column k - 1 is class k.
+        targets: (N,) int64 from 1; 0 is background, a row of -1 costs nothing.
+
+    Returns:
+        (N, C).
+    """
+    if logits.ndim != 2 or targets.shape != logits.shape[:1]:
+        raise ValueError(f"sigmoid_focal_loss needs logits (N, C) and targets (N,), got {_shapes(logits, targets)}")
+    (full,) = _precise(logits)
+    out: Tensor = call("sigmoid_focal_loss", logits.device, full, targets, gamma, alpha)
+    return out.to(logits.dtype)
 
 
 def ms_deform_attn(
@@ -153,19 +248,15 @@ def ms_deform_attn(
     Returns:
         (N, Q, M * D).
     """
-    n, s, m, _ = value.shape
+    n, _, m, _ = value.shape
     levels = len(spatial_shapes)
     if locations.ndim != 6 or locations.shape[-1] != 2 or weights.shape != locations.shape[:-1]:
         raise ValueError(f"locations (N, Q, M, L, P, 2) and weights (N, Q, M, L, P), got {_shapes(locations, weights)}")
     if (locations.shape[0], *locations.shape[2:4]) != (n, m, levels):
         raise ValueError(f"locations {tuple(locations.shape)} do not fit value {tuple(value.shape)}, {levels} levels")
-    shapes = [(h, w) for h, w in spatial_shapes.tolist()]
-    starts: list[int] = level_start_index.tolist()
-    if any(start + h * w > s for start, (h, w) in zip(starts, shapes, strict=True)):
-        raise ValueError(f"levels {shapes} starting at {starts} do not fit into {s} rows of value")
     dtype = value.dtype
     value, locations, weights = _precise(value, locations, weights)
-    out: Tensor = call("ms_deform_attn", value.device, value, shapes, starts, locations, weights)
+    out: Tensor = call("ms_deform_attn", value.device, value, spatial_shapes, level_start_index, locations, weights)
     return out.to(dtype)
 
 
@@ -201,6 +292,11 @@ def _shapes(*tensors: Tensor) -> str:
 def _check_boxes(boxes: Tensor, scores: Tensor) -> None:
     if boxes.ndim != 2 or boxes.shape[1] != 4 or scores.shape != boxes.shape[:1]:
         raise ValueError(f"nms needs boxes (N, 4) and scores (N,), got {_shapes(boxes, scores)}")
+
+
+def _check_rois(input: Tensor, rois: Tensor) -> None:
+    if input.ndim != 4 or rois.ndim != 2 or rois.shape[1] != 5:
+        raise ValueError(f"regions need input (N, C, H, W) and rois (R, 5), got {_shapes(input, rois)}")
 
 
 def _check_deform_conv(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from random import Random
 from typing import Any
 
@@ -74,7 +74,16 @@ class ImageState:
 
     metas: tuple[ImageMeta, ...]
     padded_size: tuple[int, int]  # (H, W) of the batch
-    features: Any  # the detector's own
+    features: Any  # the detector's own; the first dimension of its tensors counts pictures
+
+    def select(self, rows: Sequence[int]) -> ImageState:
+        """The pictures of some rows, in that order; a row may come more than once."""
+        return replace(self, metas=tuple(self.metas[row] for row in rows), features=_rows(self.features, rows))
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the features; what two tensors share counts once."""
+        return sum({storage.data_ptr(): storage.nbytes() for storage in _storages(self.features)}.values())
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,36 @@ class TextState:
     """All that does not depend on a picture, computed once per prompt."""
 
     text: TextBatch
-    features: Any  # the detector's own
+    features: Any  # the detector's own; the first dimension of its tensors counts prompts
+
+    def select(self, rows: Sequence[int]) -> TextState:
+        """The prompts of some rows, in that order; a row may come more than once."""
+        return TextState(self.text.select(rows), _rows(self.features, rows))
+
+
+def _rows(value: Any, rows: Sequence[int]) -> Any:
+    """Rows of every tensor in a nest of tuples, lists and dataclasses."""
+    if isinstance(value, Tensor):
+        return value[list(rows)]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_rows(item, rows) for item in value))
+    if isinstance(value, (tuple, list)) and any(not isinstance(item, (int, float)) for item in value):
+        return type(value)(_rows(item, rows) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{item.name: _rows(getattr(value, item.name), rows) for item in fields(value)})
+    return value
+
+
+def _storages(value: Any) -> Iterator[torch.UntypedStorage]:
+    """The memory of every tensor in a nest of tuples, lists and dataclasses."""
+    if isinstance(value, Tensor):
+        yield value.untyped_storage()
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _storages(item)
+    elif is_dataclass(value):
+        for item in fields(value):
+            yield from _storages(getattr(value, item.name))
 
 
 class Detector(nn.Module):

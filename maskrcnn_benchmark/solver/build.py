@@ -139,6 +139,8 @@ class Solver:
         if given != kept:
             logger.warning("the learning rates or weight decays of the checkpoint go on, not those of the config")
         self.schedule.load_state_dict(state["scheduler"])
+        if self.weight_decay is not None:
+            self.weight_decay.apply(self.schedule.done)
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.best.load_state_dict(state["counters"]["best"])
@@ -215,6 +217,9 @@ def build_rates(cfg: Cfg) -> Rates:
 
 def milestones(cfg: Cfg, plan: Plan) -> list[int]:
     """Steps at which the rate drops: ``SOLVER.STEPS``, fractions of the training or numbers of steps."""
+    if any(isinstance(step, float) and step == 1 for step in cfg.SOLVER.STEPS):
+        source = cfg.source("SOLVER.STEPS")
+        logger.warning("SOLVER.STEPS (%s): 1.0 is step 1; fractions of the training are below 1", source)
     return [round(step * plan.steps) if step < 1 else int(step) for step in cfg.SOLVER.STEPS]
 
 

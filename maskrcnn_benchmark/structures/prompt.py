@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -56,6 +57,15 @@ class TextBatch:
             self.input_ids[index : index + 1],
             self.attention_mask[index : index + 1],
             (self.entity_tokens[index],),
+        )
+
+    def select(self, rows: Sequence[int]) -> TextBatch:
+        """The prompts of some rows, at the same length; a row may come more than once."""
+        return TextBatch(
+            tuple(self.prompts[row] for row in rows),
+            self.input_ids[list(rows)],
+            self.attention_mask[list(rows)],
+            tuple(self.entity_tokens[row] for row in rows),
         )
 
     def to(self, device: torch.device | str) -> TextBatch:

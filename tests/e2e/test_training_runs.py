@@ -102,29 +102,3 @@ def shots(folder: Path, pictures: Path, annotations: Path, count: int) -> Path:
     path = folder / "shots.json"
     path.write_text(json.dumps(tree), encoding="utf-8")
     return path
-
-
-def test_five_shots_are_learned_by_heart(tmp_path: Path) -> None:
-    pictures = shared_path("data", "DATASET", "odinw", "BCCD", "train")
-    annotations = pictures / "annotations_without_background.json"
-    few = shots(tmp_path, pictures, annotations, 5)
-    sets = {
-        "train": {"img_dir": str(pictures), "ann_file": str(annotations)},
-        "shots": {"img_dir": str(pictures), "ann_file": str(few)},
-    }
-    run(
-        tmp_path,
-        {"REGISTER": sets, "TRAIN": ["train"], "TEST": ["shots"], "FEW_SHOT": 5, "GENERAL_COPY": 16},
-        MODEL__LANGUAGE_BACKBONE__MAX_QUERY_LEN=32,
-        MODEL__ATSS__INFERENCE_TH=0.05,
-        AUGMENT__FLIP_PROB_TRAIN=0.0,
-        SOLVER__BASE_LR=1e-3,
-        SOLVER__LANG_LR=1e-3,
-        SOLVER__MAX_ITER=400,
-        SOLVER__STEPS="(0.8, 0.95)",
-        TEST__DURING_TRAINING=True,
-        TEST__EVAL_TASK="detection",
-    )
-    card = json.loads((tmp_path / "run" / "inference" / "shots" / "results.json").read_text())
-    print(f"AP50 {card['metrics']['AP50']:.3f} on its own shots")
-    assert card["metrics"]["AP50"] > 0.5

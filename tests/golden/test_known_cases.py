@@ -12,8 +12,8 @@ from tests.golden.common import CLAIMED, NO_SHARED, case_files, golden_root
 
 NOT_IN_YET: dict[str, tuple[str, ...]] = {
     "fiber": (),
-    "eval": (*("lvis_*", "flickr*", "refexp*", "phrasecut*", "voc*", "decola_*", "odinw_aggregate*"),),
-    "e2e": ("lvis_*", "flickr_*", "refcoco*"),
+    "eval": (*("phrasecut*", "decola_*"),),
+    "e2e": (),
 }
 
 

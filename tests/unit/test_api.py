@@ -184,15 +184,6 @@ def test_mrb_detect_keeps_at_least_one(narrow: Narrow, capsys: pytest.CaptureFix
     assert "--top" in capsys.readouterr().err
 
 
-def test_names_are_split_at_commas_outside_quotes() -> None:
-    assert mrb.split_names('dog, "salt, pepper and 5\' pipe" ,, 7" nail,') == [
-        "dog",
-        "salt, pepper and 5' pipe",
-        '7" nail',
-    ]
-    assert mrb.split_names("") == []
-
-
 @pytest.mark.parametrize("argv", [["--labels", "dog, dog"], ["--labels", "dog", "--weight", "none.pth"]])
 def test_mrb_detect_tells_mistakes_before_the_network_is_built(
     narrow: Narrow, picture: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str]

@@ -192,6 +192,21 @@ def test_text_alone(average: int) -> None:
     torch.testing.assert_close(features.embedded, mean * MASK[..., None])
 
 
+@torch.no_grad()
+def test_ends_of_a_text_hidden_from_the_head() -> None:
+    encoder = TextEncoder(dataclasses.replace(TEXT, image_dims={})).eval()
+    mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]])
+    ids = torch.arange(4, 14).reshape(2, 5)
+    seen, hidden = LanguageBackbone(encoder)(ids, mask), LanguageBackbone(encoder, hide_ends=True)(ids, mask)
+    assert torch.equal(seen.mask, mask)
+    assert hidden.mask.tolist() == [[0, 1, 1, 0, 0], [0, 0, 0, 0, 0]]
+    assert torch.equal(hidden.hidden, seen.hidden)  # the encoder itself reads them
+    assert torch.equal(hidden.embedded, seen.embedded)
+    cfg = load_cfg(GLIP, opts=["MODEL.LANGUAGE_BACKBONE.MASK_SPECIAL", "True"])
+    with torch.device("meta"):
+        assert build_language(cfg).hide_ends
+
+
 FIBER, GLIP = "configs/demo/fiber_narrow.yaml", "configs/pretrain/glip_Swin_T_O365_GoldG.yaml"
 
 

@@ -208,6 +208,14 @@ def test_pictures_are_scored_once_and_known() -> None:
         evaluator.update([found("x")])
 
 
+def test_scores_and_boxes_are_numbers() -> None:
+    evaluator = CocoEvaluator(truth(), LABELS)
+    with pytest.raises(DataError, match=r"picture 1 \(1\.jpg\): a score is not a finite number"):
+        evaluator.update([found(1, (CAT_1[0], float("nan"), 1))])
+    with pytest.raises(DataError, match=r"picture 2 \(2\.jpg\): a box is not a finite number"):
+        evaluator.update([found(2, ([0, 0, float("inf"), 9], 0.5, 1))])
+
+
 def test_unknown_labels_are_left_out_and_counted() -> None:
     evaluator = CocoEvaluator(truth(), LABELS)
     evaluator.update([found(1, CAT_1, ([0, 0, 9, 9], 0.95, 77)), found(2)])
@@ -346,4 +354,4 @@ def test_proposal_recall() -> None:
     assert recall["AR@100"] == 1
     assert recall["AR@1"] == pytest.approx(1 / 3)
     assert recall["ARs@100"] == 1
-    assert recall["ARl@100"] == 0
+    assert recall["ARl@100"] == -1  # there is none to measure on

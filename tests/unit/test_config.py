@@ -113,6 +113,8 @@ def test_configs_are_found_from_any_folder(write: Write) -> None:
         ("DATASETS.SUPRESS_QUERY", "person", ("person",)),
         ("DATASETS.SUPRESS_QUERY", "['person', 'car']", ("person", "car")),
         ("SOLVER.TUNING_HIGHLEVEL_OVERRIDE", "full", "full"),
+        ("TEST.EXPECTED_RESULTS", "[['bbox', 'AP', [0.4, 0.01]]]", (("bbox", "AP", 0.4, 0.01),)),
+        ("TEST.EXPECTED_RESULTS", "[['segm', 'AP50', 1, 0]]", (("segm", "AP50", 1.0, 0.0),)),
     ],
 )
 def test_values(key: str, text: object, value: object) -> None:
@@ -135,6 +137,11 @@ def test_values(key: str, text: object, value: object) -> None:
         (["SOLVER.BASE_LR", "abc"], "command line: SOLVER.BASE_LR expects float like 0.001, got 'abc'"),
         (["TEST.IMS_PER_BATCH", "1.5"], "command line: TEST.IMS_PER_BATCH expects int like 16, got '1.5'"),
         (["TEST.IMS_PER_BATCH", "True"], "command line: TEST.IMS_PER_BATCH expects int like 16, got 'True'"),
+        (
+            ["TEST.EXPECTED_RESULTS", "[['AP', 0.4]]"],
+            'command line: TEST.EXPECTED_RESULTS expects a list like [["bbox", "AP", [0.384, 0.002]]]: task, metric, '
+            "mean and standard deviation, got \"[['AP', 0.4]]\"",
+        ),
         (["TEST.PAD_TEXT", "1"], "command line: TEST.PAD_TEXT expects True or False, got '1'"),
         (["DATASETS.TEST", "val"], "command line: DATASETS.TEST expects a tuple of names like \"('val',)\", got 'val'"),
         (

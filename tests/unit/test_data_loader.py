@@ -168,7 +168,7 @@ def test_a_bad_picture_is_skipped_and_counted(
     loader = eval_loader(dataset, TRANSFORM, 2, on_bad_image="skip")
     for _ in range(2):
         assert sorted(chain(*ids(loader))) == [1, 2, 3, 4, 6, 7]
-        ((file, reason),) = loader.skipped
+        ((file, reason),) = loader.skipped.values()
         assert file == str(tmp_path / "5.png")
         assert words in reason
     assert "small: 1 of 7 pictures could not be read and were left out" in caplog.text

@@ -57,6 +57,9 @@ def test_each_task_has_its_own_results_and_config(narrow: Narrow, tmp_path: Path
         assert (results["dataset"], results["counts"]["pictures"]) == ("drawn", count)
         config = (folder / "config.yml").read_text()
         assert re.search(rf"SEPARATION_TOKENS: ' {file.stem} ' +# .*{file.name}", config)
+    summary = json.loads((results_of(tmp_path / "out", narrow).parent / "summary.json").read_text())
+    assert [row["task"] for row in summary["tasks"]] == ["first/drawn", "second/drawn"]
+    assert summary["mean"]["AP"] == pytest.approx(sum(row["AP"] for row in summary["tasks"]) / 2)
 
 
 @pytest.mark.parametrize("chunk", [-1, 2])
@@ -308,9 +311,3 @@ def test_without_config_or_weights_the_answer_says_what_to_give(capsys: pytest.C
     assert "--config-file" in capsys.readouterr().err
     assert cli.run(test_grounding_net.main, ["--config-file", CONFIG]) == 2
     assert "--weight" in capsys.readouterr().err
-
-
-def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    assert cli.run(test_grounding_net.main, ["--local-rank=0", "--config-file", CONFIG, "--weight", "x"]) == 2
-    assert "4 processes" in capsys.readouterr().err

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from maskrcnn_benchmark import cli, finetuning
+from maskrcnn_benchmark.checkpoint.io import read_state_dict
 from maskrcnn_benchmark.config import Cfg
-from maskrcnn_benchmark.engine.finetune import Run, Shots, find_tasks, parse_seeds, plan_runs, task_config
+from maskrcnn_benchmark.config.task_files import find_task_files
+from maskrcnn_benchmark.engine.finetune import Run, Shots, parse_seeds, plan_runs, task_config
 from maskrcnn_benchmark.engine.finetune_report import new_record, read_record, summarise, summary_table, write_record
+from maskrcnn_benchmark.engine.freeze import TUNING
+from maskrcnn_benchmark.modeling.build import build_detector
+from maskrcnn_benchmark.solver.build import Solver
 from tests.narrow import CONFIG, Narrow, make_narrow
+from tests.training_runs import environment, rows
+from tests.unit.test_freeze import expected
 from tools import finetune
 
 TRAIN = (
@@ -170,6 +180,73 @@ def test_weights_that_an_earlier_call_left_are_scored_without_training(
     assert second["steps"] == first["steps"]
 
 
+def test_two_runs_do_not_share_a_folder(
+    narrow: Narrow, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hold = (
+        "import sys; from pathlib import Path; from maskrcnn_benchmark.engine.lock import lock\n"
+        "with lock(Path(sys.argv[1])): print('held', flush=True); input()"
+    )
+    command = [sys.executable, "-c", hold, str(tmp_path)]
+    with subprocess.Popen(
+        command, env=environment(), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        assert run(narrow, tmp_path, "--ft-tasks", f"{tasks}/first.yaml") == 2
+        assert f"is in use by another run (process {process.pid} on " in capsys.readouterr().err
+        process.kill()
+    assert [path.name for path in tmp_path.iterdir()] == ["run.lock"], "and nothing is written"
+
+
+@pytest.mark.parametrize("flags", [[], ["--skip_optimizer_resume"]])
+def test_an_interrupted_training_goes_on_with_the_old_optimizer_or_a_fresh_one(
+    narrow: Narrow, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]
+) -> None:
+    words = ["--ft-tasks", f"{tasks}/first.yaml", "--custom_shot_and_epoch_and_general_copy", "1_6_1", "--skip-test"]
+    words += ["SOLVER.USE_AUTOSTEP", "False", "SOLVER.STEPS", "(0.5,)", "SOLVER.LOG_PERIOD", "1"]
+    step = Solver.step
+
+    def interrupted(self: Solver) -> Any:
+        if self.done == 4:
+            raise KeyboardInterrupt
+        return step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Solver, "step", interrupted)
+        assert run(narrow, tmp_path, *words) == 130
+    assert run(narrow, tmp_path, *words, *flags) == 0
+    folder = tmp_path / "ft_task_1"
+    state = torch.load(folder / "model_final.pth", weights_only=True)
+    steps = {int(row["step"]) for row in state["optimizer"]["state"].values()}
+    assert state["iteration"] == 6
+    assert max(steps) == (2 if flags else 6)
+    rates = [row["lr"] for row in rows(folder)]
+    assert rates == pytest.approx([rates[0]] * 2 + [rates[0] / 10] * 4), (
+        "of the next step; in any case the schedule goes on"
+    )
+
+
+@pytest.mark.parametrize("mode", list(TUNING))
+def test_a_tuning_mode_trains_what_its_table_counts(
+    narrow: Narrow, tasks: Path, tmp_path: Path, mode: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opts = ["SOLVER.TUNING_HIGHLEVEL_OVERRIDE", mode, "MODEL.BACKBONE.FREEZE_CONV_BODY_AT", "-1"]
+    words = ["--ft-tasks", f"{tasks}/first.yaml", "--custom_shot_and_epoch_and_general_copy", "1_2_1", "--skip-test"]
+    assert run(narrow, tmp_path, *words, *opts) == 0
+    model = build_detector(task_config(CONFIG, None, [*narrow.opts, *opts]))
+    may = expected(model, "fiber", mode)
+    row = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("| all "))
+    trained, frozen = (int(cell.replace(",", "")) for cell in row.split("|")[2:4])
+    assert trained == sum(value.numel() for name, value in model.named_parameters() if name in may)
+    assert frozen == sum(value.numel() for value in model.parameters()) - trained
+    before = read_state_dict(narrow.weights)
+    after = read_state_dict(tmp_path / "ft_task_1" / "model_final.pth")
+    changed = {name for name in after if name not in before or not torch.equal(after[name], before[name])}
+    assert changed
+    assert changed <= may
+
+
 @pytest.mark.parametrize("shots", ["1_200_8", "3_200_4", "5_200_2", "10_200_1", "0_200_1"])
 def test_the_printed_command_lines_are_understood(
     narrow: Narrow, tasks: Path, tmp_path: Path, shots: str, capsys: pytest.CaptureFixture[str]
@@ -224,8 +301,7 @@ MISTAKES = {
     "no numbers": (["--custom_shot_and_epoch_and_general_copy", "a_b_c"], ("'a_b_c'", "3_200_4")),
     "no epochs": (["--custom_shot_and_epoch_and_general_copy", "1_0_1"], ("epochs",)),
     "no copies": (["--custom_shot_and_epoch_and_general_copy", "1_1_0"], ("copies",)),
-    "no such task": (["--ft-tasks", "nowhere/*.yaml"], ("--ft-tasks", "'nowhere/*.yaml'", "matches no file")),
-    "a folder": (["--ft-tasks", "configs/odinw_13"], ("it is a folder, write configs/odinw_13/*.yaml",)),
+    "no such task": (["--ft-tasks", "nowhere/*.yaml"], ("--ft-tasks", "'nowhere/*.yaml'", "matches no YAML file")),
     "one of two": (["--ft-tasks", "{tasks}/first.yaml,nowhere.yaml"], ("'nowhere.yaml'",)),
     "seed": (["--shuffle_seeds", "3,x"], ("--shuffle_seeds", "'x'")),
     "seed twice": (["--shuffle_seeds", "3,3"], ("--shuffle_seeds", "3 twice")),
@@ -254,9 +330,9 @@ def test_a_mistake_is_told_before_anything_is_trained(
 
 
 def test_tasks_come_in_order_and_once(tasks: Path) -> None:
-    files = find_tasks(f"{tasks}/second.yaml,{tasks}/*.yaml")
+    files = find_task_files(f"{tasks}/second.yaml,{tasks}/*.yaml")
     assert [file.name for file in files] == ["second.yaml", "first.yaml"]
-    assert len(find_tasks("configs/odinw_13/*.yaml")) == 13
+    assert len(find_task_files("configs/odinw_13")) == 13
     assert parse_seeds("3, 30,300") == [3, 30, 300]
 
 

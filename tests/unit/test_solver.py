@@ -16,7 +16,7 @@ from maskrcnn_benchmark.checkpoint.resume import load_latest, save
 from maskrcnn_benchmark.config import load_cfg
 from maskrcnn_benchmark.engine.amp import pick_precision
 from maskrcnn_benchmark.errors import ConfigError, WeightsError
-from maskrcnn_benchmark.solver.build import Solver, build_solver
+from maskrcnn_benchmark.solver.build import Solver, build_solver, milestones
 from maskrcnn_benchmark.solver.ema import Ema
 from maskrcnn_benchmark.solver.param_groups import Rates, optimizer_groups, param_groups, table
 from maskrcnn_benchmark.solver.plan import Plan, make_plan
@@ -120,6 +120,18 @@ def test_weight_decay_drops_before_the_rate_does() -> None:
         drops.apply(done)
         found.append(opt.param_groups[0]["weight_decay"])
     assert found == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+@pytest.mark.parametrize(
+    ("steps", "drops", "warned"),
+    [("(1.0,)", [1], True), ("(1,)", [1], False), ("(8.0,)", [8], False), ("(0.5,)", [10], False)],
+)
+def test_steps_that_look_like_fractions(
+    steps: str, drops: list[int], warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = load_cfg(None, opts=["SOLVER.STEPS", steps])
+    assert milestones(cfg, Plan(5, 1, 20, 5)) == drops
+    assert warned == ("1.0 is step 1; fractions of the training are below 1" in caplog.text)
 
 
 def test_best_and_early_stop() -> None:

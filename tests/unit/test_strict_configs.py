@@ -10,7 +10,7 @@ import torch
 
 from maskrcnn_benchmark import cli
 from maskrcnn_benchmark.config import Cfg, load_cfg
-from maskrcnn_benchmark.engine.evaluate import plan_all
+from maskrcnn_benchmark.engine.tasks import plan_all_tasks
 from maskrcnn_benchmark.modeling.build import build_detector
 from maskrcnn_benchmark.paths import config_root
 from maskrcnn_benchmark.zero_shot import zero_shot
@@ -35,7 +35,7 @@ def test_model_configs(narrow: Narrow, tmp_path: Path, name: str) -> None:
     cfg, task = load_cfg(name, opts=opts), load_cfg(name, entry, opts)
     with torch.device("meta"):
         build_detector(cfg)
-    assert len(plan_all({"task": task}, tmp_path)) == 1
+    assert len(plan_all_tasks({"task": task}, tmp_path)) == 1
     cli.report_unread([cfg, task], strict=True)
 
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,11 +52,11 @@ def equal(one: Path, other: Path) -> None:
 
 
 def test_loss_falls(small: Small, tmp_path: Path) -> None:
-    keys = {"SOLVER__MAX_ITER": 24, "SOLVER__BASE_LR": 0.01, "SOLVER__STEPS": "(100,)", "SOLVER__LOG_PERIOD": 6}
+    keys = {"SOLVER__MAX_ITER": 24, "SOLVER__BASE_LR": 0.005, "SOLVER__STEPS": "(100,)", "SOLVER__LOG_PERIOD": 6}
     assert small.run(tmp_path, "--resume", SOLVER__CHECKPOINT_PERIOD=24, **keys) == 0
     found = rows(tmp_path)
     assert [row["step"] for row in found] == [6, 12, 18, 24]
-    assert found[-1]["loss"] < 0.85 * found[0]["loss"]
+    assert found[-1]["loss"] < 0.9 * found[0]["loss"]
     assert {"loss_reg", "loss_centerness", "lr", "gradient_norm", "bad_steps"} <= found[0].keys()
     assert Image.open(tmp_path / "curves.png").size[0] > 100
     assert "left" in (tmp_path / "log.txt").read_text()
@@ -139,7 +138,7 @@ def test_signal_saves_and_asks_slurm_once(small: Small, tmp_path: Path, sent: st
     fake.parent.mkdir()
     fake.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
     fake.chmod(0o755)
-    env = {"PATH": f"{fake.parent}:{os.environ['PATH']}"} | ({"SLURM_JOB_ID": "77"} if sent == "SIGUSR1" else {})
+    env = {"PATH": f"{fake.parent}:{os.environ['PATH']}", "SLURM_JOB_ID": "77"}
     keys = {"SOLVER__CHECKPOINT_PERIOD": 4, "SOLVER__MAX_ITER": 4}
     out = tmp_path / "out"
     assert small.fork(out, at=step, sent=sent, env=env, **keys) == 143
@@ -207,10 +206,13 @@ def test_two_processes_are_one(small: Small, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PAIR)
     keys = {"SOLVER__OPTIMIZER": "SGD", "SOLVER__BASE_LR": 0.01, "SOLVER__MAX_ITER": 3, "SOLVER__IMS_PER_BATCH": 4}
+    keys["TEST__DURING_TRAINING"] = True
     for name, launcher in (("one", []), ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"])):
         command = [sys.executable, *launcher, str(program), *small.argv(tmp_path / name, **keys)]
-        done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200)
+        done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=500)
         assert done.returncode == 0, done.stderr
+        (card,) = (tmp_path / name / "inference").rglob("run.json")
+        assert json.loads(card.read_text())["processes"] == (2 if launcher else 1), "all of them evaluate"
     for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
         assert {k: v for k, v in two.items() if k.startswith("loss")} == pytest.approx(
             {k: v for k, v in one.items() if k.startswith("loss")}, rel=1e-4
@@ -219,6 +221,54 @@ def test_two_processes_are_one(small: Small, tmp_path: Path) -> None:
         one, two = final_state(tmp_path / "one")[key], final_state(tmp_path / "two")[key]
         for name in one:
             torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=2e-5, msg=name)
+
+
+SPOILT = """
+import os, sys
+from pathlib import Path
+import torch
+from maskrcnn_benchmark import cli, training
+from maskrcnn_benchmark.modeling.interface import Losses
+rank, total, calls = os.environ["RANK"], Losses.total, iter(range(1, 1000))
+def spoilt(self):
+    if next(calls) == 2 and rank == "1":
+        self.terms["loss_reg"] = self.terms["loss_reg"] * float("nan")
+    return total(self)
+Losses.total = spoilt
+train = training.train
+def kept(run):
+    found = train(run)
+    torch.save([run.model.state_dict(), run.solver.state_dict()], Path(run.folder, "of_" + rank))
+    return found
+training.train = kept
+from tools import train_net
+sys.exit(cli.run(train_net.main, sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip", "rollback"])
+def test_processes_agree_on_a_bad_loss_of_one(small: Small, tmp_path: Path, policy: str) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(SPOILT)
+    out = tmp_path / "out"
+    keys = {"SOLVER__ON_BAD_LOSS": policy, "SOLVER__MAX_ITER": 3, "SOLVER__IMS_PER_BATCH": 4}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [sys.executable, *launcher, str(program), *small.argv(out, SOLVER__CHECKPOINT_PERIOD=10, **keys)]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+    told = "step 2: not a finite number: loss_reg nan for "
+    assert told in done.stderr
+    assert done.stderr.split(told)[1].split(": ")[0].count(".png") == 2  # those of the second process
+    if policy == "stop":
+        assert done.returncode == 1
+        assert not (out / "model_final.pth").exists()
+        return
+    assert done.returncode == 0, done.stderr
+    assert [row["bad_steps"] for row in rows(out)] == [0, 1, 1]
+    assert ("the weights go back to" in done.stderr) == (policy == "rollback")
+    first, second = (torch.load(out / f"of_{rank}", weights_only=True) for rank in range(2))
+    assert same(first, second)
+    steps = {int(row["step"]) for row in first[1]["optimizer"]["state"].values()}
+    assert steps == {1 if policy == "rollback" else 2}
 
 
 def test_batch_must_be_shared_evenly(small: Small, tmp_path: Path) -> None:
@@ -308,6 +358,43 @@ def test_full_memory_tells_shapes_and_advice(
     assert "halve SOLVER.IMS_PER_BATCH" in message
 
 
+def test_run_goes_on_from_the_last_step_before_memory_was_full(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backward = Solver.backward
+
+    def full(self: Solver, loss: torch.Tensor, parts: int = 1) -> None:
+        if self.done == 3:
+            torch.rand(3)
+            raise torch.OutOfMemoryError("tried to allocate 3 GiB")
+        backward(self, loss, parts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Solver, "backward", full)
+        assert small.run(tmp_path, SOLVER__CHECKPOINT_PERIOD=10) == 3
+    told = capsys.readouterr().err
+    assert "saved after 3 of 6 steps" in told
+    assert "step 4: out of memory" in told.splitlines()[-1]
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000003.pth"
+    assert small.run(tmp_path, SOLVER__CHECKPOINT_PERIOD=10) == 0
+    equal(small.whole(SOLVER__CHECKPOINT_PERIOD=10), tmp_path)
+
+
+def test_weights_that_changed_in_part_are_not_saved(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Solver.step
+
+    def full(self: Solver) -> Any:
+        if self.done == 1:
+            raise torch.OutOfMemoryError("tried to allocate 3 GiB")
+        return step(self)
+
+    monkeypatch.setattr(Solver, "step", full)
+    assert small.run(tmp_path, SOLVER__CHECKPOINT_PERIOD=10) == 3
+    assert not list(tmp_path.glob("*.pth"))
+
+
 # --- mistakes ---
 
 
@@ -335,31 +422,19 @@ def test_no_weights_are_told_of(small: Small, tmp_path: Path, capsys: pytest.Cap
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_tensorboard(
-    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_dry_run_finds_weights_of_another_network(
+    small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    assert small.run(tmp_path, "--use-tensorboard", SOLVER__MAX_ITER=1) == 2
-    assert "needs the package tensorboardX" in capsys.readouterr().err
-    written: list[tuple[str, int]] = []
+    assert small.run(tmp_path, "--dry-run", MODEL__WEIGHT=small.narrow.weights) == 2
+    assert str(small.narrow.weights) in capsys.readouterr().err
 
-    class SummaryWriter:
-        def __init__(self, folder: str, purge_step: int) -> None:
-            assert (folder, purge_step) == (str(tmp_path / "tensorboard"), 1)
 
-        def add_scalar(self, name: str, value: float, step: int) -> None:
-            written.append((name, step))
-
-        def close(self) -> None:
-            written.append(("closed", 0))
-
-    module = types.ModuleType("tensorboardX")
-    module.SummaryWriter = SummaryWriter  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "tensorboardX", module)
-    assert small.run(tmp_path, "--use-tensorboard", SOLVER__MAX_ITER=1) == 0
-    assert ("loss", 1) in written
-    assert ("lr", 1) in written
-    assert written[-1] == ("closed", 0)
+def test_strict_allows_keys_of_an_evaluation_that_is_left_out(
+    small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {"SOLVER__MAX_ITER": 1, "TEST__IMS_PER_BATCH": 3}
+    assert small.run(tmp_path, "--skip-test", "--strict-config", **keys) == 0, capsys.readouterr().err
+    assert "were set and have no effect in this run" in capsys.readouterr().err
 
 
 def test_rows_of_steps_to_come_and_torn_lines_are_taken_out(tmp_path: Path) -> None:

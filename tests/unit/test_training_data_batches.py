@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data._utils.pin_memory import pin_memory
 
+from maskrcnn_benchmark.data import train_loader
 from maskrcnn_benchmark.data.training import TrainingData, build_training_data
 from maskrcnn_benchmark.errors import ConfigError
 from maskrcnn_benchmark.modeling.interface import Batch
@@ -71,6 +74,28 @@ def test_processes_read_the_parts_of_a_batch(data: TrainingData) -> None:
     whole = [meta.file for batch in data.loader(0) for meta in batch.images.metas]
     halves = zip(*(data.loader(0, world=2, rank=rank) for rank in (0, 1)), strict=True)
     assert [meta.file for pair in halves for batch in pair for meta in batch.images.metas] == whole
+
+
+def test_pixels_in_memory_that_a_gpu_can_read(data: TrainingData, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    class Loader(train_loader.DataLoader):
+        def __init__(self, *args: object, pin_memory: bool, **options: object) -> None:
+            asked.append(pin_memory)
+            super().__init__(*args, **options)
+
+        def __iter__(self) -> Iterator[object]:  # what torch does to a batch where there is a GPU
+            return (pin_memory(batch) if asked[-1] else batch for batch in super().__iter__())
+
+    monkeypatch.setattr(train_loader, "DataLoader", Loader)
+    pinned: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: pinned.append(tensor) or tensor)
+    plain = [fingerprint(batch) for batch in data.loader(0)]
+    assert pinned == []
+    batches = list(data.loader(0, pin=True))
+    assert asked == [False, True]
+    assert [fingerprint(batch) for batch in batches] == plain
+    assert [tensor.data_ptr() for tensor in pinned] == [batch.images.pixels.data_ptr() for batch in batches]
 
 
 def test_reading_leaves_other_random_numbers_alone(data: TrainingData) -> None:

@@ -126,7 +126,7 @@ def _solver() -> dict[str, Any]:
 def _test() -> dict[str, Any]:
     return {
         "EVAL_TASK": "",  # detection: class names are the prompt; grounding: the caption of each picture
-        "IMS_PER_BATCH": 16,  # over all processes
+        "IMS_PER_BATCH": 16,  # pictures in a batch, for any number of processes
         "CHUNKED_EVALUATION": -1,  # most classes in one prompt; -1: as many as fit
         "MDETR_STYLE_AGGREGATE_CLASS_NUM": -1,  # columns of the score table; -1: MODEL.DYHEAD.NUM_CLASSES - 1
         "DURING_TRAINING": False,
@@ -134,6 +134,10 @@ def _test() -> dict[str, Any]:
         "MIXED_BATCHES": False,  # batches of pictures of any shape, as the reference makes them
         "ON_BAD_IMAGE": "stop",
         "EVAL_ENGINE": "auto",
+        "VOC_PROTOCOL": "lineage",  # or 07, 12, lineage_area, lineage_skip_empty, lineage_area_skip_empty
+        "PROMPTS_TOGETHER": 0,  # prompts that the network sees at once; 0: 1 on a CPU, else 8
+        "EXPECTED_RESULTS": (),  # numbers that an evaluation should give: [task, metric, [mean, std]] each
+        "EXPECTED_RESULTS_SIGMA_TOL": 4.0,  # standard deviations that they may be off
         "PAD_TEXT": False,  # pad prompts to MAX_QUERY_LEN, as the reference does
     }
 
@@ -146,6 +150,7 @@ KINDS = {
     "DATASETS.CAPTION_PROMPT": "caption prompt",
     "DATASETS.SUPRESS_QUERY": "words",
     "DATASETS.CONTROL_PROB": "floats",
+    "TEST.EXPECTED_RESULTS": "expected results",
     "SOLVER.STEPS": "numbers",
     "SOLVER.TUNING_HIGHLEVEL_OVERRIDE": "optional text",
 }

@@ -49,7 +49,7 @@ class CocoDataset:
         plus_one: bool = True,
     ):
         self.folder, self.name = Path(images), name or Path(annotations).stem
-        data = read_annotations(annotations)
+        data = self._read(Path(annotations))
         self.notes = list(data.notes)
         rows = self._rows = visible(data.categories, data.in_use, data.file, self.notes)
         if override_categories is not None:
@@ -59,6 +59,9 @@ class CocoDataset:
         self._index_boxes(data, plus_one)
         for note in self.notes:
             logger.warning("%s: %s", data.file, note)
+
+    def _read(self, annotations: Path) -> CocoAnnotations:
+        return read_annotations(annotations)
 
     @classmethod
     def from_entry(cls, entry: Entry, override_categories: Sequence[Row] | None = None) -> CocoDataset:
@@ -104,11 +107,15 @@ class CocoDataset:
             picture, note = read_picture(file, size)
         except PictureError as error:
             raise PictureError(file, error.reason, about=f" (image id {image_id!r})") from None
-        shape = (picture.height, picture.width)
-        meta = ImageMeta(image_id, size=shape, orig_size=shape, file=str(file), dataset=self.name)
+        meta = self.meta(index, (picture.height, picture.width))
         mine = slice(self._first[index], self._first[index + 1])
         target = Target(torch.from_numpy(self._boxes[mine].copy()), torch.from_numpy(self._labels[mine].copy()), meta)
         return Sample(picture, meta, target, note)
+
+    def meta(self, index: int, orig_size: Size) -> ImageMeta:
+        """What is known about a picture of (h, w) on disk."""
+        image_id, file = self._images[index][0], str(self.file(index))
+        return ImageMeta(image_id, size=orig_size, orig_size=orig_size, file=file, dataset=self.name)
 
     def file(self, index: int) -> Path:
         return self.folder / self._images[index][1]

@@ -22,15 +22,22 @@ logger = logging.getLogger(__name__)
 class IndexedPictures:
     """The pictures of a JSON file that some box is large enough in, by ascending id.
 
+    Args:
+        name: What the data set is called.
+        images: Folder of the pictures.
+        annotations: The file, for messages.
+        index: What it holds.
+        every: Also the pictures that there is nothing to train on in.
+
     Attributes:
         notes: What was mended or left out, for the log.
     """
 
-    def __init__(self, name: str, images: Path, annotations: Path, index: Index):
+    def __init__(self, name: str, images: Path, annotations: Path, index: Index, every: bool = False):
         self.name, self.folder, self.annotations, self._index = name, Path(images), Path(annotations), index
         self.notes: list[str] = list(index.value("notes"))
         solid = index["solid"]
-        self._rows = np.flatnonzero(solid)
+        self._rows = np.arange(len(solid)) if every else np.flatnonzero(solid)
         if not len(self._rows):
             raise DataError(f"{annotations}: none of the {len(solid)} pictures has a box to train on")
         if len(self._rows) < len(solid):
@@ -48,14 +55,18 @@ class IndexedPictures:
         Raises:
             PictureError: it is missing or damaged.
         """
-        row, file, image_id = int(self._rows[index]), self.file(index), self.image_id(index)
+        file = self.file(index)
         try:
             picture, note = read_picture(file, self.size(index))
         except PictureError as error:
-            raise PictureError(file, error.reason, about=f" (image id {image_id!r})") from None
-        shape = (picture.height, picture.width)
-        meta = ImageMeta(image_id, shape, shape, str(file), self.name, self._extra(row))
-        return Sample(picture, meta, self._target(row, meta), note)
+            raise PictureError(file, error.reason, about=f" (image id {self.image_id(index)!r})") from None
+        meta = self.meta(index, (picture.height, picture.width))
+        return Sample(picture, meta, self._target(int(self._rows[index]), meta), note)
+
+    def meta(self, index: int, orig_size: Size) -> ImageMeta:
+        """What is known about a picture of (h, w) on disk."""
+        extra = self._extra(int(self._rows[index]))
+        return ImageMeta(self.image_id(index), orig_size, orig_size, str(self.file(index)), self.name, extra)
 
     def file(self, index: int) -> Path:
         return self.folder / self._index.text("files", int(self._rows[index]))

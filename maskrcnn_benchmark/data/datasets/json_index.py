@@ -72,12 +72,9 @@ def _coco(path: Path) -> Arrays:
 
 
 def _mdetr(path: Path) -> Arrays:
-    data = read_json(path)
-    if isinstance(data, dict):
-        data.setdefault("categories", [])  # not used
-    data = as_lists(data, path)
+    data = mdetr_lists(path)
     images, annotations = data["images"], data["annotations"]
-    refuse(path, chain(problems_of(images, annotations, None), _bad_captions(images, annotations)))
+    refuse(path, chain(problems_of(images, annotations, None), bad_captions(images, annotations)))
     arrays, order = _pictures(images, annotations)
     images = sorted(images, key=lambda row: row["id"])
     spans = [annotations[index]["tokens_positive"] for index in order]
@@ -87,6 +84,21 @@ def _mdetr(path: Path) -> Arrays:
     arrays |= pack("captions", [row["caption"] for row in images])
     arrays |= pack("sources", [str(row.get("data_source", "")) for row in images])
     return arrays | pack("extra", [json.dumps({key: row[key] for key in EXTRA if key in row}) for row in images])
+
+
+def mdetr_lists(path: Path) -> dict[str, list[Row]]:
+    """The lists of a grounding file, as they are; but sizes are numbers, which Flickr30k's have in quotes.
+
+    Raises:
+        DataError: the file is missing, or has no such lists.
+    """
+    data = read_json(path)
+    if isinstance(data, dict):
+        data.setdefault("categories", [])  # not used
+    data = as_lists(data, path)
+    for row in data["images"]:
+        row |= {side: int(row[side]) for side in ("width", "height") if _is_digits(row.get(side))}
+    return data
 
 
 def _pictures(images: list[Row], annotations: list[Row]) -> tuple[Arrays, np.ndarray]:
@@ -112,23 +124,28 @@ def _pictures(images: list[Row], annotations: list[Row]) -> tuple[Arrays, np.nda
     return arrays | pack("files", [row["file_name"] for row in images]) | pack_value("notes", notes), order
 
 
+def _is_digits(value: object) -> bool:
+    """A whole number in quotes."""
+    return isinstance(value, str) and value.isascii() and value.isdigit()
+
+
 def _label(row: Row) -> int:
     """The category of a grounding box, 1 for all of them in most files."""
     label = row.get("category_id")
     return label if type(label) is int and label > 0 else 1
 
 
-def _bad_captions(images: list[Row], annotations: list[Row]) -> Iterator[str]:
+def bad_captions(images: list[Row], annotations: list[Row]) -> Iterator[str]:
     """Captions that are missing, and spans that do not fit theirs."""
-    lengths: dict[Any, int] = {}
+    lengths: dict[str, int] = {}
     for index, row in enumerate(images):
         caption = row.get("caption")
         if isinstance(caption, str) and caption.strip():
-            lengths[row.get("id")] = len(caption)
+            lengths[str(row.get("id"))] = len(caption)
         else:
             yield f"images[{index}] (id {row.get('id')!r}): no caption; grounding data have one for each picture"
     for index, row in enumerate(annotations):
-        length = lengths.get(row.get("image_id"))
+        length = lengths.get(str(row.get("image_id")))
         if length is not None:
             yield from _bad_spans(row, f"annotations[{index}]", length)
 

@@ -1,7 +1,27 @@
-"""Drawn scenes of coloured shapes: data for the demonstration, the tests and the benchmarks, from a seed alone."""
+"""A drawn world: endless seeded pictures of coloured shapes, with boxes, masks and words (docs/drawn_world.md)."""
 
-from maskrcnn_benchmark.data.drawn.coco import write_coco
-from maskrcnn_benchmark.data.drawn.paint import Painting, paint
-from maskrcnn_benchmark.data.drawn.scene import CLASSES, COLOURS, SHAPES, Scene, Thing, make_scene
+from maskrcnn_benchmark.data.drawn.captions import Caption, captions
+from maskrcnn_benchmark.data.drawn.forms import FORMS, Written, write_coco
+from maskrcnn_benchmark.data.drawn.vocabulary import CLASSES, NEVER_SEEN, NEW_SHAPE, Mix, Split
+from maskrcnn_benchmark.data.drawn.words import Expression, Phrase, expressions, phrases
+from maskrcnn_benchmark.data.drawn.world import Item, Picture, World
 
-__all__ = ["CLASSES", "COLOURS", "SHAPES", "Painting", "Scene", "Thing", "make_scene", "paint", "write_coco"]
+__all__ = [
+    "CLASSES",
+    "FORMS",
+    "NEVER_SEEN",
+    "NEW_SHAPE",
+    "Caption",
+    "Expression",
+    "Item",
+    "Mix",
+    "Phrase",
+    "Picture",
+    "Split",
+    "World",
+    "Written",
+    "captions",
+    "expressions",
+    "phrases",
+    "write_coco",
+]

@@ -1,221 +1,182 @@
-"""What is in a drawn scene and where: everything but the paint.
-
-A scene knows shape, colour, texture, place and size of each thing, which is what captions and referring expressions
-speak of.
-"""
+"""What is in a drawn scene and where: everything but the paint."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.random import Generator
+import numpy.typing as npt
 
-CLASSES = (
-    "red circle",
-    "blue square",
-    "green triangle",
-    "yellow star",
-    "purple heart",
-    "orange hexagon",
-    "pink moon",
-    "brown cross",
-)
-"""The classes of a data set when nothing else is said."""
+from maskrcnn_benchmark.data.drawn.dice import Dice
+from maskrcnn_benchmark.data.drawn.shapes import FULL, SHAPES, Coverage, cover, place
+from maskrcnn_benchmark.data.drawn.vocabulary import COLOURS, SIZES, TEXTURES
 
-COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (208, 38, 42),
-    "orange": (240, 126, 28),
-    "yellow": (246, 206, 40),
-    "green": (46, 150, 66),
-    "blue": (38, 92, 206),
-    "purple": (128, 58, 172),
-    "pink": (242, 128, 178),
-    "brown": (122, 76, 42),
-    "white": (242, 242, 238),
-    "black": (34, 34, 40),
-    "grey": (128, 130, 136),
-}
-
-TEXTURES = ("plain", "plain", "shaded", "striped", "dotted", "checked")
-SETTINGS = ("plain", "clouds", "planks", "tiles", "speckles")
+VISIBLE = 65  # least percent of a thing that other things and the border leave to be seen
+TRIES = 40  # places that are tried for a thing
+SETTINGS = ("plain", "clouds", "planks", "tiles", "speckles", "stripes")
 GROUNDS = (
     (216, 208, 190),
-    (196, 208, 212),
-    (206, 214, 196),
-    (222, 214, 220),
-    (86, 96, 108),
-    (92, 88, 80),
-    (70, 84, 80),
+    (196, 208, 214),
+    (204, 212, 194),
+    (222, 212, 220),
+    (164, 158, 150),
+    (146, 160, 168),
+    (150, 138, 150),
+    (92, 100, 112),
+    (90, 88, 84),
+    (66, 80, 82),
+    (78, 70, 88),
 )
+CONTRAST = 180  # least difference of a ground from each thing, summed over the three colours
 
-Points = np.ndarray  # (K, 2) x, y; y points down
-
-
-def _regular(corners: int) -> Points:
-    turns = 2 * np.pi * np.arange(corners) / corners - np.pi / 2
-    return np.stack((np.cos(turns), np.sin(turns)), axis=1)
-
-
-def _star() -> Points:
-    points = _regular(10)
-    points[1::2] *= 0.46
-    return points
-
-
-def _cross() -> Points:
-    arm, half = 0.95, 0.32
-    corner = [(half, -arm), (half, -half), (arm, -half)]
-    quarters = [np.array(corner) @ _rotation(turn * np.pi / 2).T for turn in range(4)]
-    return np.concatenate(quarters)
-
-
-def _heart() -> Points:
-    t = np.linspace(0, 2 * np.pi, 60, endpoint=False)
-    x = 16 * np.sin(t) ** 3
-    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
-    return np.stack((x, -y), axis=1) / 16.5
-
-
-def _moon() -> Points:
-    """A disc less a smaller one that lies to its right."""
-    outer = np.linspace(0.28 * np.pi, 1.72 * np.pi, 48)
-    tip = np.array((np.cos(outer[0]), np.sin(outer[0])))
-    centre = 0.62
-    radius = float(np.hypot(tip[0] - centre, tip[1]))
-    edge = np.arctan2(tip[1], tip[0] - centre)
-    inner = np.linspace(2 * np.pi - edge, edge, 40)
-    bite = np.stack((centre + radius * np.cos(inner), radius * np.sin(inner)), axis=1)
-    disc = np.stack((np.cos(outer), np.sin(outer)), axis=1)
-    return np.concatenate((disc, bite)) + np.array((0.25, 0))
-
-
-def _arrow() -> Points:
-    half = [(1.0, 0.0), (0.15, 0.72), (0.15, 0.27), (-1.0, 0.27)]
-    return np.array([*half, *((x, -y) for x, y in reversed(half[1:]))])
-
-
-def _rotation(turn: float) -> np.ndarray:
-    return np.array(((np.cos(turn), -np.sin(turn)), (np.sin(turn), np.cos(turn))))
-
-
-SHAPES: dict[str, tuple[Callable[[], Points], float]] = {
-    "circle": (lambda: _regular(64), np.pi),
-    "square": (lambda: _regular(4) @ _rotation(np.pi / 4), 0.3),
-    "triangle": (lambda: _regular(3), 0.5),
-    "star": (_star, np.pi),
-    "heart": (_heart, 0.4),
-    "hexagon": (lambda: _regular(6), np.pi),
-    "moon": (_moon, 0.8),
-    "cross": (_cross, 0.3),
-    "diamond": (lambda: _regular(4) * (0.66, 1.0), 0.25),
-    "arrow": (_arrow, np.pi),
-}
-"""Shape -> its outline around the origin, about 1 in radius; how far it may be turned either way and keep its name."""
+Owner = npt.NDArray[np.int16]  # (h, w) number of the thing that is to be seen, -1: none
 
 
 @dataclass(frozen=True)
 class Thing:
-    """An object of a scene; places in pixels of the picture."""
+    """An object of a scene."""
 
     shape: str
     colour: str
     texture: str
-    centre: tuple[float, float]  # x, y
-    radius: float
-    angle: float  # radians, clockwise
-    rgb: tuple[float, float, float]  # this one's shade of its colour, 0..255
+    size: str  # "small", "big", or "" for what lies between
+    centre: tuple[int, int]  # x, y in pixels
+    radius: int  # in thousandths of a pixel
+    angle: int  # degrees, clockwise
+    rgb: tuple[int, int, int]  # this one's shade of its colour
 
     @property
     def name(self) -> str:
         return f"{self.colour} {self.shape}"
 
-    @property
-    def outline(self) -> Points:
-        """(K, 2) x, y of the whole outline, also where something covers it or the picture ends."""
-        return SHAPES[self.shape][0]() @ _rotation(self.angle).T * self.radius + self.centre
+
+@dataclass(frozen=True)
+class Sprite:
+    """The pixels of a thing, wherever it is."""
+
+    coverage: Coverage
+    first: tuple[int, int]  # x, y of its first pixel from the centre
+
+    def window(self, centre: tuple[int, int], size: tuple[int, int]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+        """The part that is in a picture of (h, w): slices of the picture, and slices of the sprite."""
+        (h, w), (x, y) = self.coverage.shape, (centre[0] + self.first[0], centre[1] + self.first[1])
+        top, left = max(0, y), max(0, x)
+        bottom, right = max(top, min(size[0], y + h)), max(left, min(size[1], x + w))
+        return (slice(top, bottom), slice(left, right)), (slice(top - y, bottom - y), slice(left - x, right - x))
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Things on a ground, from back to front."""
+    """Things on a ground, from back to front; of each of them enough can be seen to tell what it is."""
 
     size: tuple[int, int]  # h, w
     things: tuple[Thing, ...]
+    sprites: tuple[Sprite, ...]
+    owner: Owner
+    visible: tuple[int, ...]  # percent of each thing
     setting: str  # pattern of the ground
-    ground: tuple[float, float, float]  # its colour, 0..255
-    seed: int  # of everything that is paint only: grain, clouds, light
+    ground: tuple[int, int, int]
 
 
-def make_scene(
-    rng: Generator,
-    size: tuple[int, int] = (240, 320),
-    classes: Sequence[str] = CLASSES,
-    first: str | None = None,
-    most: int = 6,
-) -> Scene:
-    """Throw things of ``classes`` on a ground, and among them some that are of no class.
+def sprite(thing_shape: str, angle: int, radius: int) -> Sprite:
+    """The pixels of a shape whose centre is the centre of a pixel."""
+    points = place(SHAPES[thing_shape][0], angle, radius) + 500
+    return Sprite(*cover(points))
+
+
+class Board:
+    """A picture that things are put into, each in front of those before."""
+
+    def __init__(self, size: tuple[int, int]):
+        self.size = size
+        self.things: list[Thing] = []
+        self.sprites: list[Sprite] = []
+        self.owner: Owner = np.full(size, -1, dtype=np.int16)
+        self._whole: list[int] = []  # pixels of each thing, if nothing covered it
+        self._seen: list[int] = []
+
+    def put(self, thing: Thing, pixels: Sprite) -> bool:
+        """Put a thing in front; not if too little would be seen of it or of another one, or two would flow together."""
+        inside, part = pixels.window(thing.centre, self.size)
+        solid = pixels.coverage * 2 > FULL
+        mine, under = solid[part], self.owner[inside]
+        whole, seen = int(solid.sum()), int(mine.sum())
+        if seen * 100 < VISIBLE * whole or not seen:
+            return False
+        hidden = np.bincount(under[mine] + 1, minlength=len(self.things) + 1)[1:].tolist()
+        left = [have - lost for have, lost in zip(self._seen, hidden, strict=True)]
+        for other, lost, rest, total in zip(self.things, hidden, left, self._whole, strict=True):
+            if rest * 100 < VISIBLE * total or (lost and other.colour == thing.colour):
+                return False
+        under[mine] = len(self.things)
+        self.things.append(thing)
+        self.sprites.append(pixels)
+        self._whole.append(whole)
+        self._seen = [*left, seen]
+        return True
+
+    def scene(self, setting: str, ground: tuple[int, int, int]) -> Scene:
+        visible = tuple(100 * seen // whole for seen, whole in zip(self._seen, self._whole, strict=True))
+        return Scene(self.size, tuple(self.things), tuple(self.sprites), self.owner, visible, setting, ground)
+
+
+def make_scene(dice: Dice, size: tuple[int, int], pairs: Sequence[str]) -> Scene:
+    """Put things of some kinds where they can be told.
 
     Args:
-        rng: Decides everything.
+        dice: Decides everything.
         size: (h, w) in pixels.
-        classes: Names such as "red circle".
-        first: A class that is to be in the scene.
-        most: At most so many things with a class.
-
-    Raises:
-        ValueError: a class is not a colour and a shape.
+        pairs: A colour and a shape for each thing. The first one is in the scene for sure, others as there is room.
     """
-    known = [split_name(name) for name in classes]
-    others = [(colour, shape) for colour in COLOURS for shape in SHAPES if (colour, shape) not in known]
-    kinds = [split_name(first or classes[int(rng.integers(len(classes)))])]
-    kinds += [known[i] for i in rng.integers(len(known), size=rng.integers(0, most))]
-    kinds += [others[i] for i in rng.integers(len(others), size=rng.integers(0, 4))]
-    things: list[Thing] = []
-    for colour, shape in kinds:
-        thing = _place(rng, size, colour, shape, things)
-        if thing is not None:
-            things.append(thing)
-    order = rng.permutation(len(things))
-    ground = GROUNDS[rng.integers(len(GROUNDS))]
-    shade = rng.uniform(0.94, 1.06) * np.array(ground) + rng.normal(0, 3, 3)
-    setting = SETTINGS[rng.integers(len(SETTINGS))]
-    return Scene(size, tuple(things[i] for i in order), setting, _rgb(shade), int(rng.integers(2**31)))
+    board = Board(size)
+    crowded = dice.chance(60)  # things may touch and cover each other
+    for pair in pairs:
+        _place(board, dice, pair, crowded)
+    ground = _ground(dice, board.things)
+    return board.scene(dice.pick(SETTINGS), ground)
 
 
-def split_name(name: str) -> tuple[str, str]:
-    """("red", "circle") of "red circle".
-
-    Raises:
-        ValueError: it is not a colour and a shape.
-    """
-    colour, _, shape = name.partition(" ")
-    if colour not in COLOURS or shape not in SHAPES:
-        raise ValueError(f"{name!r} is not a colour ({', '.join(COLOURS)}) and a shape ({', '.join(SHAPES)})")
-    return colour, shape
-
-
-def _place(rng: Generator, size: tuple[int, int], colour: str, shape: str, others: Sequence[Thing]) -> Thing | None:
-    """A thing where it covers little of the others; None when there is no room."""
-    for attempt in range(40):
-        radius = min(size) * rng.uniform(0.07, 0.22) * (0.98**attempt)
-        margin = 0.7 * radius  # some are cut by the border
-        x, y = (float(rng.uniform(margin, side - margin)) for side in (size[1], size[0]))
-        if all(np.hypot(x - o.centre[0], y - o.centre[1]) > 0.74 * (radius + o.radius) for o in others):
-            turn = SHAPES[shape][1]
-            return Thing(
-                shape,
-                colour,
-                TEXTURES[rng.integers(len(TEXTURES))],
-                (x, y),
-                float(radius),
-                float(rng.uniform(-turn, turn)),
-                _rgb(np.array(COLOURS[colour]) * rng.uniform(0.9, 1.08) + rng.normal(0, 5, 3)),
-            )
-    return None
+def _place(board: Board, dice: Dice, pair: str, crowded: bool) -> None:
+    colour, shape = pair.split()
+    height, width = board.size
+    word = dice.weighted(list(SIZES), (3, 4, 3))
+    radius, turn = dice.between(*SIZES[word]) * min(board.size), SHAPES[shape][1]
+    angle, texture = dice.between(-turn, turn), dice.pick((TEXTURES[0], *TEXTURES))
+    shade = dice.between(244, 268)
+    red, green, blue = (min(255, max(0, (value * shade >> 8) + dice.between(-8, 8))) for value in COLOURS[colour])
+    pixels = sprite(shape, angle, radius)
+    reach = radius // 1000
+    margin = reach * 4 // 10 if crowded else reach
+    for _ in range(TRIES):
+        centre = (_within(dice, margin, width), _within(dice, margin, height))
+        thing = Thing(shape, colour, texture, word, centre, radius, angle, (red, green, blue))
+        if (crowded or _is_apart(thing, board.things)) and board.put(thing, pixels):
+            return
+    if not board.things:
+        board.put(replace(thing, centre=(width // 2, height // 2)), pixels)
 
 
-def _rgb(values: np.ndarray) -> tuple[float, float, float]:
-    red, green, blue = np.clip(values, 0, 255).tolist()
+def _within(dice: Dice, margin: int, side: int) -> int:
+    return dice.between(min(margin, side // 2), max(side - 1 - margin, side // 2))
+
+
+def _is_apart(thing: Thing, others: Sequence[Thing]) -> bool:
+    return all(
+        (1000 * (thing.centre[0] - other.centre[0])) ** 2 + (1000 * (thing.centre[1] - other.centre[1])) ** 2
+        > (thing.radius + other.radius) ** 2
+        for other in others
+    )
+
+
+def _ground(dice: Dice, things: Sequence[Thing]) -> tuple[int, int, int]:
+    """A colour that no thing disappears in."""
+    grounds = dice.shuffled(GROUNDS)
+    room = {ground: min((_difference(ground, thing.rgb) for thing in things), default=CONTRAST) for ground in grounds}
+    found = next((ground for ground in grounds if room[ground] >= CONTRAST), max(grounds, key=room.__getitem__))
+    red, green, blue = (value + dice.between(-8, 8) for value in found)
     return red, green, blue
+
+
+def _difference(one: tuple[int, int, int], other: tuple[int, int, int]) -> int:
+    return sum(abs(a - b) for a, b in zip(one, other, strict=True))

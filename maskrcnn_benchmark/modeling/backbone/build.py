@@ -64,7 +64,10 @@ def build_fused(cfg: Cfg) -> FusedBackbone:
 
 def build_language(cfg: Cfg) -> LanguageBackbone:
     """GLIP's text backbone."""
-    return LanguageBackbone(TextEncoder(text_config(cfg)), average=cfg.MODEL.LANGUAGE_BACKBONE.N_LAYERS)
+    language = cfg.MODEL.LANGUAGE_BACKBONE
+    return LanguageBackbone(
+        TextEncoder(text_config(cfg)), language.N_LAYERS, language.USE_CHECKPOINT, language.MASK_SPECIAL
+    )
 
 
 def text_config(cfg: Cfg) -> TextConfig:

@@ -175,6 +175,7 @@ def build_rpn(cfg: Cfg) -> GroundingRPN:
         align_width=dyhead.FUSE_CONFIG.CONTRASTIVE_HIDDEN_DIM if "loss_contrastive_align" in losses else 0,
         vocab_size=text.vocab_size,
         text_eps=text.eps,
+        checkpointing=dyhead.USE_CHECKPOINT,
     )
     anchors = AnchorGenerator(rpn.ANCHOR_SIZES, rpn.ANCHOR_STRIDE, rpn.ASPECT_RATIOS, rpn.SCALES_PER_OCTAVE)
     in_backbone = cfg.MODEL.SWINT.VERSION == "fusion"  # where FIBER has its tunable layer

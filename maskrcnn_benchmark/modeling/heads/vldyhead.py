@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskrcnn_benchmark.errors import ConfigError
+from maskrcnn_benchmark.layers.recompute import recomputed
 from maskrcnn_benchmark.modeling.backbone.language import LanguageFeatures
 from maskrcnn_benchmark.modeling.criterion.grounding import GroundingCriterion
 from maskrcnn_benchmark.modeling.heads.anchors import AnchorGenerator
@@ -57,6 +58,7 @@ class VLDyHead(nn.Module):
         align_width: Of the space in which ``loss_contrastive_align`` compares pictures and words.
         vocab_size: Words that ``mlm_loss`` chooses from.
         text_eps: Of the LayerNorm that ``mlm_loss`` has.
+        checkpointing: In training, compute what is inside the tower's layers again in the backward pass.
     """
 
     dot_product_projection_text: nn.Linear | None
@@ -80,8 +82,10 @@ class VLDyHead(nn.Module):
         align_width: int = 64,
         vocab_size: int = 0,
         text_eps: float = 1e-12,
+        checkpointing: bool = False,
     ):
         super().__init__()
+        self.checkpointing = checkpointing
         self.fused, self.fused_text = text_layer is not None, fused_text and text_layer is not None
         tower: list[nn.Module] = []
         for block in range(num_convs):
@@ -189,18 +193,19 @@ class VLDyHead(nn.Module):
         levels, hidden, mask = list(features), language.hidden, language.mask
         if not self.fused:
             for block in self.dyhead_tower:
-                levels = block(levels)
+                levels = recomputed(block, self.checkpointing)(levels)
             return levels, language.embedded
         batch = len(levels[0])
         hidden, mask = hidden.expand(batch, -1, -1), mask.expand(batch, -1)
         hidden_mask = additive_mask(mask, hidden.dtype)
         for block in self.dyhead_tower:
+            run = recomputed(block, self.checkpointing)
             if isinstance(block, VLFuse):
-                levels, hidden = block(levels, hidden, mask)
+                levels, hidden = run(levels, hidden, mask)
             elif isinstance(block, DyConv):
-                levels = block(levels)
+                levels = run(levels)
             elif not isinstance(block, nn.Identity):
-                hidden = block(hidden, hidden_mask)
+                hidden = run(hidden, hidden_mask)
         return levels, hidden if self.fused_text else language.embedded
 
     def project_words(self, text: Tensor) -> tuple[Tensor, Tensor]:

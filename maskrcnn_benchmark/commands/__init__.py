@@ -1,0 +1,1 @@
+"""The parts of the command ``mrb`` that are more than a page each."""

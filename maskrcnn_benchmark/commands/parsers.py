@@ -1,0 +1,144 @@
+"""Names and options of the sub-commands; what they do is imported when one of them runs, as it takes seconds."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from maskrcnn_benchmark import cli
+from maskrcnn_benchmark.data.forms.recognise import FORMS
+
+Run = Callable[[argparse.Namespace], None]
+
+GPUS = "--gpus"
+IMAGES = "folder of the pictures, where they are not found beside the annotations"
+MODELS_USAGE = "mrb models | mrb models NAME | mrb models get NAME [--output DIR]"
+
+
+def add(commands: Any) -> None:
+    """Add the sub-commands eval, train, finetune, data and models to those of a parser."""
+    _add_eval(commands)
+    _add_train(commands)
+    _add_finetune(commands)
+    _add_data(commands)
+    _add_models(commands)
+
+
+def _late(module: str, name: str) -> Run:
+    """The function of that name, imported when it is called."""
+
+    def run(args: argparse.Namespace) -> None:
+        getattr(import_module(f"{__package__}.{module}"), name)(args)
+
+    return run
+
+
+def add_model_options(parser: argparse.ArgumentParser, weight_help: str) -> None:
+    """``--model``, ``--config-file``, ``--weight``."""
+    parser.add_argument("--model", metavar="NAME", help="one of `mrb models`: its config, and its weights in MODEL/")
+    parser.add_argument("--config-file", metavar="FILE", help="config of the model (default: FIBER-B)")
+    parser.add_argument("--weight", metavar="FILE", help=weight_help)
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(GPUS, type=int, metavar="N", help="that many processes on this machine")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, and stop")
+    parser.add_argument("--strict-config", action="store_true", help="a key that nothing reads is an error")
+    parser.add_argument("--set", nargs="+", default=[], dest="opts", metavar="KEY VALUE", help="config keys and values")
+
+
+def _add_eval(commands: Any) -> None:
+    told = "Score a checkpoint on the data sets of task files, or of the config; see also tools/test_grounding_net.py."
+    parser = commands.add_parser("eval", help="score a checkpoint on data sets", description=told)
+    add_model_options(parser, "checkpoint: a path, or a name in MODEL/ (default MODEL.WEIGHT)")
+    parser.add_argument("--tasks", default="", metavar="A.yaml,DIR", help="task files, folders of them, quoted globs")
+    parser.add_argument("--output", metavar="DIR", help="folder for results, in place of OUTPUT_DIR")
+    _add_run_options(parser)
+    parser.set_defaults(run=_late("runs", "evaluate"))
+
+
+def _add_train(commands: Any) -> None:
+    told = "Train on DATASETS.TRAIN; run again after an interruption, it goes on; see also tools/train_net.py."
+    parser = commands.add_parser("train", help="train a detector as a config says", description=told)
+    add_model_options(parser, "weights to begin with: a path, or a name in MODEL/ (default MODEL.WEIGHT)")
+    parser.add_argument("--task", metavar="FILE", help="task file with data sets")
+    parser.add_argument("--output", metavar="DIR", help="folder for checkpoints, in place of OUTPUT_DIR")
+    parser.add_argument("--no-test", action="store_true", help="do not score the final weights on DATASETS.TEST")
+    cli.add_board_options(parser)
+    _add_run_options(parser)
+    parser.set_defaults(run=_late("runs", "train"))
+
+
+def _add_finetune(commands: Any) -> None:
+    told = (
+        "Tune a detector on COCO, VOC, YOLO or LabelMe data: finds out the form, converts, splits, chooses prompts and "
+        "settings, and tells how long it will take. Run again, it goes on where it was interrupted."
+    )
+    parser = commands.add_parser("finetune", help="tune a detector on your own data", description=told)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--data", metavar="PATH", help="a folder, or an annotation file")
+    what.add_argument("--task", metavar="FILE", help="a task file, such as an earlier call wrote")
+    add_model_options(parser, "weights to begin with: a path, or a name in MODEL/ (default MODEL.WEIGHT)")
+    parser.add_argument("--output", metavar="DIR", help="folder for everything (default OUTPUT/finetune/NAME)")
+    parser.add_argument("--images", metavar="DIR", help=IMAGES)
+    parser.add_argument("--epochs", type=_count, metavar="N", help="default 12, with --shots 200")
+    parser.add_argument("--shots", type=_count, metavar="K", help="train on about K pictures of each class")
+    parser.add_argument("--seed", type=int, default=3, metavar="N", help="of the choice of pictures (default 3)")
+    parser.add_argument(
+        "--val", type=_part, default=0.2, metavar="PART", help="of the pictures, where there is no val (default 0.2)"
+    )
+    parser.add_argument("--batch", type=_count, metavar="N", help="pictures in a step (default 4, on a CPU 2)")
+    parser.add_argument("--names", default="", help='other words for classes: "RBC=red blood cell, WBC=leucocyte"')
+    parser.add_argument("--caption-prompt", metavar="FILE", help="YAML: a list of prefix, name, suffix for each class")
+    parser.add_argument("--no-estimate", action="store_true", help="do not measure a step first")
+    _add_run_options(parser)
+    parser.set_defaults(run=_late("finetune", "finetune"))
+
+
+def _add_data(commands: Any) -> None:
+    parser = commands.add_parser("data", help="check or convert detection data")
+    below = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
+    told = (
+        "List every problem of COCO, LVIS, MDETR, VOC, YOLO or LabelMe data with file, field and remedy, count the "
+        "classes and draw pictures with boxes. Exit code 1 when there are errors: what training or evaluation stops at."
+    )
+    check = below.add_parser("check", help="list every problem, count classes, draw a sheet", description=told)
+    check.add_argument("data", metavar="PATH", help="a folder, or an annotation file")
+    check.add_argument("--images", metavar="DIR", help=IMAGES)
+    check.add_argument("--output", metavar="DIR", default="OUTPUT/check", help="for the results (default %(default)s)")
+    check.add_argument("--pictures", type=int, default=24, metavar="N", help="on the sheet, 0: no sheet (default 24)")
+    check.add_argument("--fast", action="store_true", help="do not read the pictures, only see that they are there")
+    check.add_argument("--strict", action="store_true", help="warnings count as errors")
+    check.set_defaults(run=_late("data", "check"))
+    told = "Write COCO, LVIS, VOC, YOLO or LabelMe data in another form; tells what that form cannot hold."
+    convert = below.add_parser("convert", help="write data in another form", description=told)
+    convert.add_argument("data", metavar="SRC", help="a folder, or an annotation file")
+    convert.add_argument("folder", metavar="DST", help="a new folder")
+    convert.add_argument("--to", required=True, choices=FORMS, help="the form")
+    convert.add_argument("--images", metavar="DIR", help=IMAGES)
+    convert.add_argument("--link", action="store_true", help="link the pictures instead of copying them")
+    convert.set_defaults(run=_late("data", "convert"))
+
+
+def _add_models(commands: Any) -> None:
+    told = "List released checkpoints, tell all about one, or download one; nothing is downloaded unless asked for."
+    parser = commands.add_parser("models", help="released checkpoints", description=told, usage=MODELS_USAGE)
+    parser.add_argument("words", nargs="*", metavar="[get] NAME", help="one of them; with get, it is downloaded")
+    parser.add_argument("--output", metavar="DIR", help="where to, in place of $MODEL or MODEL/")
+    parser.set_defaults(run=_late("models", "models"))
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def _part(text: str) -> float:
+    number = float(text)
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, got {number:g}")
+    return number

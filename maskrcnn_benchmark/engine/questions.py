@@ -1,0 +1,128 @@
+"""What is asked of each picture of a data set: the same class names of all of them, or the captions of each.
+
+An answer is a *piece*: an entry of the data set (a picture, or a picture with one caption) and which of its prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from maskrcnn_benchmark.data.loader import Loaded
+from maskrcnn_benchmark.data.pictures import Size
+from maskrcnn_benchmark.data.sample import PictureSet
+from maskrcnn_benchmark.engine.inference import Model, Recipe
+from maskrcnn_benchmark.engine.shards import Found, Piece
+from maskrcnn_benchmark.modeling.interface import TextState
+from maskrcnn_benchmark.structures import ImageMeta, Prompt, TextBatch
+
+
+class ClassPictures(PictureSet, Protocol):
+    """Pictures that are all asked for the same classes."""
+
+    def meta(self, entry: int, orig_size: Size) -> ImageMeta: ...
+
+
+class CaptionPictures(PictureSet, Protocol):
+    """Pictures with captions of their own."""
+
+    num_entries: int
+
+    def entries(self, index: int) -> Sequence[int]: ...
+
+    def prompts(self, index: int) -> Sequence[Prompt]: ...
+
+    def meta(self, entry: int, orig_size: Size) -> ImageMeta: ...
+
+
+class Questions(Protocol):
+    """What is asked of a data set.
+
+    Attributes:
+        entries: How many there are.
+        parts: Prompts for each entry.
+    """
+
+    entries: int
+    parts: int
+
+    def pieces(self, picture: int, parts: range) -> list[Piece]:
+        """What is to be answered about a picture with some of the prompts."""
+        ...
+
+    def find(self, model: Model, loaded: Loaded, parts: range) -> Iterator[Found]:
+        """The answers about a batch of pictures, which is encoded once."""
+        ...
+
+    def meta(self, entry: int, orig_size: Size) -> ImageMeta:
+        """What is known about an entry."""
+        ...
+
+
+class ClassQuestions:
+    """The same prompts for every picture; each is encoded once.
+
+    Args:
+        dataset: Its pictures are the entries.
+        texts: The prompts, one in each.
+        recipe: Puts prompts together.
+        together: Prompts that the network sees at once.
+    """
+
+    def __init__(self, dataset: ClassPictures, texts: Sequence[TextBatch], recipe: Recipe, together: int):
+        self.dataset, self.recipe, self.together = dataset, recipe, together
+        self.prompts = [text.prompts[0] for text in texts]
+        self.entries, self.parts = len(dataset), len(texts)
+        self._states: dict[range, TextState] = {}
+
+    def pieces(self, picture: int, parts: range) -> list[Piece]:
+        return [(picture, part) for part in parts]
+
+    def find(self, model: Model, loaded: Loaded, parts: range) -> Iterator[Found]:
+        image = model.encode_image(loaded.images)
+        for first in range(parts.start, parts.stop, self.together):
+            group = range(first, min(first + self.together, parts.stop))
+            answers = model.ask(image, self._state(model, group))
+            for number, found in zip(loaded.numbers, answers, strict=True):
+                yield from (Found(number, part, item) for part, item in zip(group, found, strict=True))
+
+    def meta(self, entry: int, orig_size: Size) -> ImageMeta:
+        return self.dataset.meta(entry, orig_size)
+
+    def _state(self, model: Model, group: range) -> TextState:
+        if group not in self._states:
+            self._states[group] = model.encode_text(self.recipe.text([self.prompts[part] for part in group]))
+        return self._states[group]
+
+
+class CaptionQuestions:
+    """The captions of each picture, which is encoded once for all of them.
+
+    Args:
+        dataset: Its captions are the entries.
+        recipe: Puts prompts together.
+        together: Prompts that the network sees at once.
+    """
+
+    parts = 1
+
+    def __init__(self, dataset: CaptionPictures, recipe: Recipe, together: int):
+        self.dataset, self.recipe, self.together = dataset, recipe, together
+        self.entries = dataset.num_entries
+
+    def pieces(self, picture: int, parts: range) -> list[Piece]:
+        return [(entry, 0) for entry in self.dataset.entries(picture)]
+
+    def find(self, model: Model, loaded: Loaded, parts: range) -> Iterator[Found]:
+        image = model.encode_image(loaded.images)
+        for row, number in enumerate(loaded.numbers):
+            one = image.select([row])
+            asked = list(zip(self.dataset.entries(number), self.dataset.prompts(number), strict=True))
+            for first in range(0, len(asked), self.together):
+                group = asked[first : first + self.together]
+                text = model.encode_text(self.recipe.text([prompt for _, prompt in group]))
+                (answers,) = model.ask(one, text)
+                yield from (Found(entry, 0, item) for (entry, _), item in zip(group, answers, strict=True))
+
+    def meta(self, entry: int, orig_size: Size) -> ImageMeta:
+        return self.dataset.meta(entry, orig_size)

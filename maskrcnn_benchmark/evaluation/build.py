@@ -1,0 +1,91 @@
+"""Which evaluator a data set's entry of the catalog names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from maskrcnn_benchmark.data.catalog import Entry
+from maskrcnn_benchmark.evaluation.coco import CocoEvaluator
+from maskrcnn_benchmark.evaluation.coco_variants import CocoAgnosticEvaluator, CocoZeroShotEvaluator
+from maskrcnn_benchmark.evaluation.flickr import FlickrEvaluator
+from maskrcnn_benchmark.evaluation.interface import Evaluator
+from maskrcnn_benchmark.evaluation.lvis import LvisEvaluator
+from maskrcnn_benchmark.evaluation.proposals import ProposalEvaluator
+from maskrcnn_benchmark.evaluation.refexp import RefExpEvaluator
+from maskrcnn_benchmark.evaluation.voc import VocEvaluator
+
+
+@dataclass(frozen=True)
+class Protocols:
+    """How evaluators that know several ways measure."""
+
+    engine: str = "auto"
+    flickr: str = "separate"  # every box of a phrase counts | merged: one box around them
+    lvis: str = "fixed"  # the best 10,000 of a class | standard: the best 300 of a picture
+    voc: str = "lineage"  # see evaluation/voc.py
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An evaluator that an entry can name."""
+
+    kinds: tuple[str, ...]  # of data set
+    make: Callable[[Entry, Any, Protocols], Evaluator]
+
+
+def _coco(entry: Entry, dataset: Any, protocols: Protocols) -> Evaluator:
+    return CocoEvaluator(
+        entry.annotations,
+        dataset.label_to_category,
+        categories=dataset.evaluation_categories,
+        engine=protocols.engine,
+    )
+
+
+def _coco_agnostic(entry: Entry, dataset: Any, protocols: Protocols) -> Evaluator:
+    return CocoAgnosticEvaluator(entry.annotations, dataset.label_to_category, engine=protocols.engine)
+
+
+def _coco_zero_shot(entry: Entry, dataset: Any, protocols: Protocols) -> Evaluator:
+    return CocoZeroShotEvaluator(
+        entry.annotations,
+        dataset.label_to_category,
+        categories=dataset.evaluation_categories,
+        engine=protocols.engine,
+    )
+
+
+def _lvis(entry: Entry, dataset: Any, protocols: Protocols) -> Evaluator:
+    return LvisEvaluator(entry.annotations, dataset.label_to_category, protocol=protocols.lvis, engine=protocols.engine)
+
+
+EVALUATORS: dict[str, Choice] = {
+    "coco": Choice(("coco",), _coco),
+    "coco_agnostic": Choice(("coco",), _coco_agnostic),
+    "coco_zeroshot": Choice(("coco",), _coco_zero_shot),
+    "proposals": Choice(("coco",), lambda entry, dataset, protocols: ProposalEvaluator(entry.annotations)),
+    "lvis": Choice(("lvis",), _lvis),
+    "voc": Choice(("voc",), lambda entry, dataset, protocols: VocEvaluator.of(dataset, protocols.voc)),
+    "flickr": Choice(
+        ("flickr",), lambda entry, dataset, protocols: FlickrEvaluator.from_entry(entry, protocols.flickr)
+    ),
+    "refexp": Choice(("refexp",), lambda entry, dataset, protocols: RefExpEvaluator(entry.annotations)),
+}
+"""What the key ``evaluator`` of an entry can be."""
+
+
+def make_evaluator(entry: Entry, dataset: Any, protocols: Protocols) -> Evaluator:
+    """The evaluator of an entry, with its ground truth.
+
+    Args:
+        entry: Names it.
+        dataset: The entry's pictures, for the labels that detections will have.
+        protocols: How to measure.
+
+    Raises:
+        DataError: the ground truth is wrong.
+        ConfigError: a protocol or engine is unknown or not installed.
+    """
+    return EVALUATORS[entry.evaluator].make(entry, dataset, protocols)
