@@ -58,6 +58,11 @@ def _matches(pattern: str, option: str) -> list[Path]:
             f"{option}: {pattern!r} matches no YAML file here nor in {root}: "
             "give task files, a folder of them, or a glob such as configs/odinw_13/*.yaml"
         )
+    if not path.suffix:
+        raise ConfigError(
+            f"{option}: there is no file or folder {pattern!r} here nor in {root}: "
+            "give task files, a folder of them such as configs/odinw_13, or a glob"
+        )
     return [find(path)]  # which says what is like it
 
 

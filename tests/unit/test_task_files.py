@@ -69,6 +69,7 @@ def test_odinw_is_13_and_35_data_sets(here: Path) -> None:
         ("empty", "--task_config: there is no YAML file in the folder 'empty'"),
         ("configs/odinw_13/potole.yaml", "no config file 'configs/odinw_13/potole.yaml'. Did you mean .*pothole.yaml"),
         ("tasks/x.json", "a config is a YAML file"),
+        ("tasks/nowhere", r"--task_config: there is no file or folder 'tasks/nowhere'"),
     ],
 )
 def test_what_matches_nothing(here: Path, pattern: str, message: str) -> None:
