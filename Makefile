@@ -1,4 +1,4 @@
-# make demo    detection by words on drawn pictures; the result is in OUTPUT/demo
+# make demo    a small FIBER finds things by words and learns a new one, in 5 minutes; a page in OUTPUT/demo
 # make test    unit tests and the golden cases of narrow networks (MB_SHARED=folder for those that need shared material)
 # make lint    style, types, spelling
 #

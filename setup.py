@@ -34,6 +34,7 @@ RUNTIME = [
     "torch>=2.11",
     "torchvision",
     "numpy>=1.26",
+    "scipy>=1.11",
     "Pillow>=10.1",
     "yacs>=0.1.8",
     "PyYAML>=6.0",
@@ -56,6 +57,7 @@ TEST = [
     "httpx>=0.27",
     "selenium>=4.20",
     "tensorboardX>=2.6",
+    "timm>=1.0",
 ]
 DEV = [*TEST, "ruff>=0.12", "mypy>=1.11", "types-PyYAML", "codespell>=2.3", "pre-commit>=3.5"]
 
@@ -242,7 +244,14 @@ setup(
     classifiers=["Programming Language :: Python :: 3", "Topic :: Scientific/Engineering :: Image Recognition"],
     python_requires=">=3.10",
     install_requires=RUNTIME,
-    extras_require={"demo": DEMO, "test": TEST, "dev": DEV, "wandb": ["wandb"]},
+    extras_require={
+        "demo": DEMO,
+        "test": TEST,
+        "dev": DEV,
+        "timm": ["timm>=1.0"],
+        "slurm": ["submitit>=1.4"],
+        "wandb": ["wandb"],
+    },
     # configs/ of the checkout lies at maskrcnn_benchmark/configs in an installation; paths.py finds both
     packages=[*find_packages(include=[PACKAGE, f"{PACKAGE}.*"]), f"{PACKAGE}.configs"],
     package_dir={f"{PACKAGE}.configs": "configs"},

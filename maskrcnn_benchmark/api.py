@@ -1,4 +1,4 @@
-"""Find things in pictures by words, from Python.
+"""Find things in pictures by words, from Python; or with a detector that knows a fixed list of classes, by those.
 
 from maskrcnn_benchmark import Predictor, load_model
 
@@ -11,19 +11,24 @@ found.draw().save("street_found.png")
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+from pycocotools import mask as mask_api
 
-from maskrcnn_benchmark.config import load_cfg
+from maskrcnn_benchmark.checkpoint.io import find_weights
+from maskrcnn_benchmark.config import Cfg, load_cfg
 from maskrcnn_benchmark.data.pictures import open_picture, to_rgb
 from maskrcnn_benchmark.demo.draw import draw
-from maskrcnn_benchmark.engine.inference import Model, Recipe, load
+from maskrcnn_benchmark.engine.classes import find_classes
+from maskrcnn_benchmark.engine.inference import Model, Recipe, build_recipe, load
 from maskrcnn_benchmark.errors import DataError, PromptError
 from maskrcnn_benchmark.modeling.interface import ImageState, TextState
 from maskrcnn_benchmark.structures import Detections, ImageBatch, ImageMeta, Prompt
@@ -61,23 +66,26 @@ class Found(Detections):
         return draw(self.picture, self, min_score=min_score, top=top)
 
     def to_json(self) -> str:
-        """``{"file", "width", "height", "detections": [{"label", "name", "score", "box": [x1, y1, x2, y2]}]}``."""
+        """``{"file", "width", "height", "detections": [{"label", "name", "score", "box": [x1, y1, x2, y2]}]}``.
+
+        A detector of masks adds "mask" to each: "size" [h, w] and "counts", COCO's run lengths.
+        """
         return json.dumps(as_record(self), ensure_ascii=False)
 
 
 def as_record(found: Detections) -> dict[str, object]:
-    """Plain lists and numbers; boxes in pixels of the upright picture."""
-    rows = zip(found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True)
+    """Plain lists and numbers; boxes in pixels of the upright picture, masks in COCO's run lengths."""
+    columns = zip(found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True)
+    rows: list[dict[str, object]] = [
+        {"label": label, "name": found.name(i), "score": score, "box": box}
+        for i, (label, score, box) in enumerate(columns)
+    ]
+    if found.masks is not None:
+        for row, mask in zip(rows, found.masks.numpy(), strict=True):
+            runs = mask_api.encode(np.asfortranarray(mask, dtype=np.uint8))
+            row["mask"] = {"size": list(runs["size"]), "counts": runs["counts"].decode("ascii")}
     height, width = found.meta.orig_size
-    return {
-        "file": found.meta.file,
-        "width": width,
-        "height": height,
-        "detections": [
-            {"label": label, "name": found.name(i), "score": score, "box": box}
-            for i, (label, score, box) in enumerate(rows)
-        ],
-    }
+    return {"file": found.meta.file, "width": width, "height": height, "detections": rows}
 
 
 def write_query(
@@ -93,10 +101,62 @@ def write_query(
     if labels is not None and caption is None:
         if isinstance(labels, str):
             raise PromptError(f"labels must be a list of names, got the text {labels!r}: write labels=[{labels!r}]")
-        return tuple(label_prompts(labels, recipe.prompts, recipe.tokenizer))
+        return tuple(label_prompts(labels, recipe.prompts, recipe.reader))
     if caption is not None and labels is None:
-        return (caption_prompt(caption, phrases, recipe.prompts, recipe.tokenizer),)
+        return (caption_prompt(caption, phrases, recipe.prompts, recipe.reader),)
     raise PromptError("give either labels=[...] or caption='...'")
+
+
+def pick_classes(classes: Sequence[str], labels: Sequence[str] | None, caption: str | None) -> dict[int, int]:
+    """What :meth:`Predictor.predict` is asked of a detector that reads no text; needs no network.
+
+    Args:
+        classes: What it knows.
+        labels: Names of some of them, in any case; None: all.
+        caption: None, as nothing could read it.
+
+    Returns:
+        Number of a class, from 1 -> label of the answer, from 1.
+
+    Raises:
+        PromptError: there is a caption, or a name is none of the classes.
+    """
+    if caption is not None:
+        raise PromptError(
+            f"this detector reads no text, it knows {len(classes)} classes: give labels=[...] of these, or none for all"
+        )
+    if isinstance(labels, str):
+        raise PromptError(f"labels must be a list of names, got the text {labels!r}: write labels=[{labels!r}]")
+    if labels is None:
+        return {number: number for number in range(1, len(classes) + 1)}
+    known = {name.strip().lower(): number for number, name in enumerate(classes, 1)}
+    unknown = [label for label in labels if label.strip().lower() not in known]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0].strip().lower(), known, n=3) or list(known)[:3]
+        raise PromptError(
+            f"{unknown[0]!r} is none of the {len(known)} classes of this detector: the closest are {', '.join(near)}"
+        )
+    return {known[label.strip().lower()]: place for place, label in reversed(list(enumerate(labels, 1)))}
+
+
+def check_query(
+    cfg: Cfg,
+    weights: str | Path,
+    labels: Sequence[str] | None,
+    caption: str | None,
+    phrases: Sequence[str] | None,
+) -> None:
+    """Find mistakes in what :meth:`Predictor.predict` is asked, before a network is built.
+
+    Raises:
+        PromptError: see there.
+        WeightsError: the checkpoint is missing or damaged.
+    """
+    recipe = build_recipe(cfg)
+    if recipe.tokenizer is None:
+        pick_classes(find_classes(cfg, find_weights(weights)), labels, caption)
+    else:
+        write_query(recipe, labels, caption, phrases)
 
 
 class Predictor:
@@ -143,6 +203,8 @@ class Predictor:
     ) -> Found:
         """Find ``labels``, or what ``caption`` speaks of, in the picture of :meth:`set_image`.
 
+        A detector that reads no text (Faster R-CNN) finds its classes: all of them, or those that ``labels`` names.
+
         Args:
             labels: Names of things; label ``i`` of the result is the ``i``-th name, from 1.
             caption: A sentence. Without ``phrases`` the whole of it is looked for, as in referring expressions.
@@ -159,8 +221,12 @@ class Predictor:
             raise DataError("no picture yet: call set_image() first")
         if top is not None and top < 0:
             raise PromptError(f"top must be at least 0, got {top}")
-        prompts = write_query(self.model.recipe, labels, caption, phrases)
-        found = self.model.detect(self._image, self._encode(prompts))[0].filter(min_score)[:top]
+        if self.model.recipe.tokenizer is None:
+            found = self._known(self._image, pick_classes(self.model.classes, labels, caption))
+        else:
+            prompts = write_query(self.model.recipe, labels, caption, phrases)
+            found = self.model.detect(self._image, self._encode(prompts))[0]
+        found = found.filter(min_score)[:top]
         return Found(**{f.name: getattr(found, f.name) for f in fields(found)}, picture=self._picture)
 
     @property
@@ -169,6 +235,14 @@ class Predictor:
         if self._image is None or self._picture is None:
             return 0
         return self._image.nbytes + 3 * self._picture.width * self._picture.height
+
+    def _known(self, image: ImageState, wanted: Mapping[int, int]) -> Detections:
+        """What a detector that reads no text finds of some of its classes."""
+        found = self.model.find_all(image)[0]
+        found = found[torch.isin(found.labels, torch.tensor(list(wanted), dtype=torch.int64))]
+        labels = torch.tensor([wanted[label] for label in found.labels.tolist()], dtype=torch.int64)
+        names = {label: self.model.classes[number - 1] for number, label in wanted.items()}
+        return replace(found, labels=labels, names=names)
 
     def _encode(self, prompts: tuple[Prompt, ...]) -> list[TextState]:
         if prompts not in self._texts:

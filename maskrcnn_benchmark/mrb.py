@@ -55,8 +55,12 @@ def add_detect_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "pictures", nargs="+", metavar="PICTURES", help="files, folders or quoted patterns like 'shots/*.jpg'"
     )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--labels", help='names of things, separated by commas; "..." around one that has a comma')
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--labels",
+        help='names of things, separated by commas; "..." around one that has a comma (default: all classes of a '
+        "detector that reads no text)",
+    )
     what.add_argument("--caption", help="a sentence; what it speaks of is looked for")
     parser.add_argument(
         "--phrases", help="parts of the caption to look for, separated by commas (default: the whole of it)"
@@ -109,11 +113,15 @@ def _count(text: str) -> int:
 
 
 def detect(args: argparse.Namespace) -> None:
-    """Find things named in words; writes each picture with its boxes, and detections.json, to the output folder."""
-    from maskrcnn_benchmark.api import Predictor, as_record, write_query
+    """Find things named in words, or all that the detector knows.
+
+    Writes each picture with its boxes, and detections.json, to the output folder.
+    """
+    from maskrcnn_benchmark.api import Predictor, as_record, check_query
     from maskrcnn_benchmark.commands.options import needed_model
+    from maskrcnn_benchmark.data.classes import closed_vocabulary
     from maskrcnn_benchmark.data.pictures import open_picture
-    from maskrcnn_benchmark.engine.inference import build_recipe, load
+    from maskrcnn_benchmark.engine.inference import load
 
     setup_logging()
     files = find_pictures(args.pictures)
@@ -122,7 +130,9 @@ def detect(args: argparse.Namespace) -> None:
         open_picture(file)  # a bad picture shows before anything is written
     config_file, weight = needed_model(args)
     cfg = load_cfg(config_file, opts=["MODEL.DEVICE", args.device, *args.opts])
-    write_query(build_recipe(cfg), labels, caption, phrases)  # and bad words before the network is built
+    if labels is None and caption is None and not closed_vocabulary(cfg):
+        raise PromptError("nothing is asked: give --labels or --caption")
+    check_query(cfg, weight, labels, caption, phrases)  # and bad words before the network is built
     predictor = Predictor(load(cfg, weight))
     folder = Path(args.output)
     records: list[dict[str, object]] = []
@@ -165,6 +175,8 @@ def serve(args: argparse.Namespace) -> None:
         args.host, args.port
     ) as listener:  # a port that is taken shows before the network is built
         model = load_model(source.config, source.weights, source.device, source.opts)
+        if model.recipe.tokenizer is None:
+            raise ConfigError("mrb serve is for detectors that read words, and this one knows a list: use mrb detect")
         limits = Limits(upload=args.max_upload * MIB, memory=args.memory * MIB)
         server.serve(server.build_app(model, source, limits, args.allow_host), listener)
 

@@ -6,18 +6,22 @@ import logging
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from maskrcnn_benchmark import cli
 from maskrcnn_benchmark.checkpoint.io import Report, find_weights
+from maskrcnn_benchmark.checkpoint.mdetr import start_body, start_mdetr, start_text
 from maskrcnn_benchmark.checkpoint.start import start_from
 from maskrcnn_benchmark.config import Cfg, load_cfg
 from maskrcnn_benchmark.data.catalog import UnknownKind, resolve
+from maskrcnn_benchmark.data.classes import closed_vocabulary
+from maskrcnn_benchmark.data.modulated_set import ARCHITECTURES
 from maskrcnn_benchmark.data.training import build_training_data
 from maskrcnn_benchmark.demo.seen import Seen
 from maskrcnn_benchmark.engine import distributed, evaluate
@@ -33,6 +37,7 @@ from maskrcnn_benchmark.engine.rng import seed_all
 from maskrcnn_benchmark.engine.tasks import Task, plan_tasks, problem_of
 from maskrcnn_benchmark.engine.train import Training, train
 from maskrcnn_benchmark.errors import ConfigError
+from maskrcnn_benchmark.evaluation.caption_table import caption_columns
 from maskrcnn_benchmark.modeling.build import build_detector
 from maskrcnn_benchmark.modeling.interface import Detector
 from maskrcnn_benchmark.solver.build import Solver, build_solver
@@ -92,7 +97,8 @@ def train_net(
                 return {}
             if world.main:
                 (folder / "config.yml").write_text(cfg.dump_with_sources(), encoding="utf-8")
-                idle = () if run.evaluate is not None or run.test is not None else cli.EVALUATION_KEYS
+                scored = run.evaluate is not None or run.test is not None
+                idle = ("TEST.USE_EMA",) if scored else cli.EVALUATION_KEYS  # SOLVER.USE_EMA_FOR_MONITOR decides
                 cli.report_unread([cfg], strict, idle)
             run.boards = boards
             found = train(run)
@@ -117,11 +123,15 @@ def build_training(
     recipe = build_recipe(cfg)
     data = build_training_data(cfg, recipe.tokenizer)
     batches = len(data.loader(0, 0, world.size, world.rank))
-    plan = make_plan(cfg, batches)
+    whole = data.plan.samples / data.plan.batch_size if closed_vocabulary(cfg) else None
+    plan = make_plan(cfg, batches, whole)
     logger.info(
         "%d steps (%.1f epochs of %d batches), a checkpoint every %d", plan.steps, plan.epochs, batches, plan.period
     )
-    during = cfg.TEST.DURING_TRAINING
+    during = cfg.TEST.DURING_TRAINING or plan.test_period > 0
+    if not (cfg.DATASETS.TEST or cfg.TEST.DURING_TRAINING):
+        logger.info("DATASETS.TEST names no data set: nothing is scored in this run")
+        during = test = False
     if (during or test) and not _can_score(cfg):
         during = test = False
     tasks = plan_tasks(cfg, folder / "inference") if during or test else []
@@ -135,7 +145,8 @@ def build_training(
     run = distributed.broadcast(time.time_ns())  # weights of one training are never taken for those of another
 
     def score(step: int) -> float:
-        now = Model(model, recipe, device, _in_training(folder, step), key=f"step {step} of training {run}")
+        stamp = f"step {step} of training {run}"
+        now = Model(model, recipe, device, _in_training(folder, step), stamp, tuple(data.classes))
         return _score(solver, now, tasks, averaged, world)
 
     return Training(
@@ -152,7 +163,8 @@ def build_training(
         on_bad_loss=cfg.SOLVER.ON_BAD_LOSS,
         keep=cfg.SOLVER.CHECKPOINTS_KEPT,
         find_unused=cfg.SOLVER.FIND_UNUSED_PARAMETERS,
-        look=Seen(folder / "seen", cfg.SOLVER.PICTURES_PERIOD, recipe.tokenizer, data.normalise),
+        classes=data.classes,
+        look=Seen(folder / "seen", cfg.SOLVER.PICTURES_PERIOD, recipe.tokenizer, data.normalise, data.classes),
         log_period=cfg.SOLVER.LOG_PERIOD,
     )
 
@@ -167,26 +179,51 @@ def _build_model(cfg: Cfg, plan: Plan, precision: Precision, device: torch.devic
 
 
 def starting_model(cfg: Cfg) -> Detector:
-    """The network that a training begins with, on the CPU, nothing frozen."""
+    """The network that a training begins with, on the CPU, frozen only where its own build freezes it."""
     seed_all(cfg.SOLVER.SEED)
     model = build_detector(cfg)
-    if cfg.MODEL.WEIGHT:
-        start_from(model, cfg.MODEL.WEIGHT)
-    else:
+    starts = _starts(cfg)
+    for _, name, start in starts:
+        start(model, name)
+    if not starts:
         logger.warning("MODEL.WEIGHT is empty: the network begins with random weights")
     return model
 
 
 def check_start(cfg: Cfg) -> None:
-    """Whether ``MODEL.WEIGHT`` fits the network of a config; takes no memory for the network.
+    """Whether the weights to begin with fit the network of a config; takes no memory for the network.
 
     Raises:
         UserError: the config describes no network, or names or shapes of the weights are others.
     """
     with torch.device("meta"):
         model = build_detector(cfg)
-        if cfg.MODEL.WEIGHT:
-            start_from(model, cfg.MODEL.WEIGHT)
+        for _, name, start in _starts(cfg):
+            start(model, name)
+
+
+def _starts(cfg: Cfg) -> list[tuple[str, str, Callable[[nn.Module, str], Report]]]:
+    """Key, file and reader of the weights to begin with; where several have the same tensor, the last one counts.
+
+    Raises:
+        ConfigError: a key is for another network.
+    """
+    rows: list[tuple[str, str, Callable[[nn.Module, str], Report]]] = []
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    if architecture in ARCHITECTURES:
+        mdetr = cfg.MODEL.MDETR
+        rows += [("MODEL.MDETR.BACKBONE_WEIGHT", mdetr.BACKBONE_WEIGHT, start_body)]
+        rows += [("MODEL.MDETR.TEXT_WEIGHT", mdetr.TEXT_WEIGHT, start_text)]
+    rows += [("MODEL.WEIGHT", cfg.MODEL.WEIGHT, start_from)]
+    if architecture in ARCHITECTURES:
+        key = "MODEL.MDETR.FROZEN_WEIGHTS"
+        if mdetr.FROZEN_WEIGHTS and not ARCHITECTURES[architecture]:
+            raise ConfigError(
+                f"{key} {mdetr.FROZEN_WEIGHTS!r} ({cfg.source(key)}): a detector is frozen to train a mask head on it, "
+                "which MODEL.META_ARCHITECTURE MDETR has not: set MDETR_SEGM"
+            )
+        rows += [(key, mdetr.FROZEN_WEIGHTS, start_mdetr)]
+    return [row for row in rows if row[1]]
 
 
 def _can_score(cfg: Cfg) -> bool:
@@ -208,20 +245,30 @@ def _check_weights(cfg: Cfg) -> None:
     Raises:
         WeightsError: they are not.
     """
-    if cfg.MODEL.WEIGHT:
-        logger.info("begins with the weights of %s", find_weights(cfg.MODEL.WEIGHT))
-    else:
+    starts = _starts(cfg)
+    for key, name, _ in starts:
+        what = "begins" if key == "MODEL.WEIGHT" else f"{key}: begins"
+        logger.info("%s with the weights of %s", what, find_weights(name))
+    if not starts:
         logger.warning("MODEL.WEIGHT is empty: the network would begin with random weights")
 
 
 def _score(solver: Solver, model: Model, tasks: Sequence[Task], averaged: bool, world: World) -> float:
-    """The main number of the first test set, of the averaged weights where there are such; NaN but in one process."""
+    """The main number of the first test set, of the averaged weights where there are such; NaN but in one process.
+
+    Of sets of captions, as MDETR has them: the mean over the sets of AP50 of all boxes.
+    """
     with solver.ema.applied() if solver.ema is not None and averaged else nullcontext():
         model.detector.eval()
         results = evaluate.evaluate_all(model, tasks, world)
     if not world.main:
         return math.nan
     which = "averaged" if solver.ema is not None and averaged else "raw"
+    boxes = {column: value for column, value in caption_columns(results).items() if column.endswith(" AP")}
+    if len(boxes) == len(results):
+        told = ", ".join(f"{column} {value:.4f}" for column, value in boxes.items())
+        logger.info("%s with the %s weights", told, which)
+        return sum(boxes.values()) / len(boxes)
     name, number = next(iter(results[tasks[0].name].items()))
     logger.info("%s %.4f on %s with the %s weights", name, number, tasks[0].name, which)
     return number

@@ -17,6 +17,7 @@ from maskrcnn_benchmark.engine.inference import check_weights, load
 from maskrcnn_benchmark.engine.log import say_what_others_cannot
 from maskrcnn_benchmark.engine.tasks import Task, describe, plan_all_tasks
 from maskrcnn_benchmark.errors import ConfigError
+from maskrcnn_benchmark.evaluation.caption_table import caption_table
 from maskrcnn_benchmark.evaluation.suite import suite
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ def zero_shot(
     cli.report_unread(cfgs, strict)
     results = evaluate_all(model, tasks, world)
     if world.main:
-        _sum_up(tasks, results, inference)
+        _sum_up(tasks, results, inference, path.stem)
     return results if world.main else {}
 
 
@@ -90,8 +91,10 @@ def _weights(name: str) -> Path:
     return find_weights(name)
 
 
-def _sum_up(tasks: Sequence[Task], results: Mapping[str, Mapping[str, float]], folder: Path) -> None:
-    """Mean and median over several tasks, where all of them are scored by AP."""
+def _sum_up(tasks: Sequence[Task], results: Mapping[str, Mapping[str, float]], folder: Path, model: str) -> None:
+    """Mean and median over several tasks, where all of them are scored by AP; those of captions in one row."""
+    if text := caption_table(model, results):
+        logger.info("captions\n%s", text)
     if len(tasks) > 1 and all({"AP", "AP50"} <= set(numbers) for numbers in results.values()):
         together = suite(results, {task.name: task.entry.name for task in tasks})
         together.write(folder)

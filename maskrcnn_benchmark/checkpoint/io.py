@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from maskrcnn_benchmark.checkpoint.caffe2 import torch_names
 from maskrcnn_benchmark.checkpoint.names import Rule, rename
 from maskrcnn_benchmark.checkpoint.rules import RECOMPUTED, describe
-from maskrcnn_benchmark.checkpoint.unpickle import load_torch
+from maskrcnn_benchmark.checkpoint.unpickle import holds_arrays, load_arrays, load_torch
 from maskrcnn_benchmark.errors import WeightsError
 from maskrcnn_benchmark.paths import repository_root
 
-ENDINGS = (".pth", ".pt", ".bin", ".safetensors")
+logger = logging.getLogger(__name__)
+
+ENDINGS = (".pth", ".pt", ".bin", ".safetensors", ".pkl")
+CATALOG = (
+    "catalog://"  # what names of maskrcnn-benchmark's model catalog begin with: catalog://ImageNetPretrained/MSRA/R-50
+)
+CLASSES = "classes"  # key of a checkpoint: names of the labels of a closed-vocabulary detector
+BLOBS = ("_w", "_bn_s")  # ends of names in Caffe2
 SHOWN = 3  # names of each kind in an error message
 
 
@@ -69,7 +79,9 @@ def find_weights(name: str | os.PathLike[str]) -> Path:
     """The checkpoint file that a path, or a name in the model folder, stands for.
 
     Tried in turn: the path itself; below ``$MODEL``; below ``MODEL/`` of the current folder and of the checkout (with
-    or without the ``MODEL/`` in front). A text file called ``last_checkpoint`` leads to the file it names.
+    or without the ``MODEL/`` in front). A text file called ``last_checkpoint`` leads to the file it names. A name of
+    maskrcnn-benchmark's catalog, ``catalog://ImageNetPretrained/MSRA/R-50``, stands for the Caffe2 file
+    ``ImageNetPretrained/MSRA/R-50.pkl``, or ``R-50.pkl`` alone.
 
     Raises:
         WeightsError: there is no such file (lists every place), or it is a folder.
@@ -77,17 +89,29 @@ def find_weights(name: str | os.PathLike[str]) -> Path:
     text = os.fspath(name)
     if re.match(r"https?://", text):
         raise WeightsError(f"{text}: weights are not downloaded; fetch the file yourself and give its path")
-    given = Path(text).expanduser()
-    below = Path(*given.parts[1:]) if given.parts[:1] == ("MODEL",) else given
-    root = repository_root()
-    folders = [Path(folder) for folder in (os.environ.get("MODEL"), "MODEL", root and root / "MODEL") if folder]
-    places = list(dict.fromkeys([given, *(folder / below for folder in folders if not given.is_absolute())]))
+    places = _places(text)
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         _refuse_folders(places)
         tried = ", ".join(str(place) for place in places)
-        raise WeightsError(f"no weights called {text!r}: tried {tried}; put the file there or give its path")
+        where = "; `mrb models` lists where it can be had" if text.startswith(CATALOG) else ""
+        raise WeightsError(f"no weights called {text!r}: tried {tried}; put the file there or give its path{where}")
     return _follow(found) if found.name == "last_checkpoint" else found
+
+
+def _places(text: str) -> list[Path]:
+    """Where a file of that name may lie."""
+    root = repository_root()
+    folders = [Path(folder) for folder in (os.environ.get("MODEL"), "MODEL", root and root / "MODEL") if folder]
+    if text.startswith(CATALOG):
+        file = Path(f"{text.removeprefix(CATALOG)}.pkl")
+        return list(dict.fromkeys(folder / name for folder in folders for name in (file, file.name)))
+    try:
+        given = Path(text).expanduser()
+    except RuntimeError:  # "~output/..." speaks of a user that is not there
+        given = Path(text)
+    below = Path(*given.parts[1:]) if given.parts[:1] == ("MODEL",) else given
+    return list(dict.fromkeys([given, *(folder / below for folder in folders if not given.is_absolute())]))
 
 
 def _refuse_folders(places: Iterable[Path]) -> None:
@@ -107,18 +131,34 @@ def _follow(pointer: Path) -> Path:
     raise WeightsError(f"{pointer}: names {str(named)!r}, which is not there; give the path of the weights themselves")
 
 
-def read_state_dict(path: str | os.PathLike[str], ema: bool = False) -> dict[str, Tensor]:
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Names of the classes, as a training notes them beside the weights; none where there are no such notes.
+
+    Raises:
+        WeightsError: the file is damaged or unsafe.
+    """
+    data = load_torch(path) if zipfile.is_zipfile(path) else None
+    names = data.get(CLASSES, ()) if isinstance(data, Mapping) else ()
+    return tuple(map(str, names)) if isinstance(names, (list, tuple)) else ()
+
+
+def read_state_dict(path: str | os.PathLike[str], ema: bool | Literal["preferred"] = False) -> dict[str, Tensor]:
     """The tensors of a checkpoint file by name, without wrappers; nothing in the file is run.
 
     Args:
-        path: A file of ``torch.save`` (any ending) or ``.safetensors``. Big files are mapped, not copied.
+        path: A file of ``torch.save`` (any ending), ``.safetensors``, or a ``.pkl`` of numpy arrays, as Caffe2's files
+            are; their blobs get the names that maskrcnn-benchmark gives them. Big files are mapped, not copied.
         ema: Take the averaged weights (``model_ema``) of a file that holds both. A file with one set gives that one.
+            "preferred": where there are none, take the plain ones.
 
     Raises:
         WeightsError: the file is damaged, unsafe, or holds no weights.
     """
     path = Path(path)
-    return _unwrap(_read(path), ema, path)
+    state = _unwrap(_read(path), ema, path)
+    if not any(name.endswith(BLOBS) for name in state):
+        return state
+    return {name: state[blob] for blob, name in torch_names(state).items()}
 
 
 def _read(path: Path) -> Any:
@@ -138,7 +178,7 @@ def _read(path: Path) -> Any:
             raise WeightsError(
                 f"{path}: is no checkpoint (begins with {head[:12]!r}); give a {', '.join(ENDINGS)} file"
             )
-        return load_torch(path)
+        return load_arrays(path) if path.suffix == ".pkl" and holds_arrays(head) else load_torch(path)
     try:
         return load_file(path)
     except (SafetensorError, ValueError, OSError) as error:
@@ -147,10 +187,13 @@ def _read(path: Path) -> Any:
         ) from None
 
 
-def _unwrap(data: Any, ema: bool, path: Path) -> dict[str, Tensor]:
-    if ema and not (isinstance(data, Mapping) and "model_ema" in data):
+def _unwrap(data: Any, ema: bool | Literal["preferred"], path: Path) -> dict[str, Tensor]:
+    averaged = isinstance(data, Mapping) and isinstance(data.get("model_ema"), Mapping)  # MDETR's may hold None
+    if ema is True and not averaged:
         raise WeightsError(f"{path}: holds no averaged weights (model_ema); load the plain ones")
-    order = ("model_ema", "model", "state_dict") if ema else ("model", "state_dict", "model_ema")
+    if ema == "preferred":
+        logger.info("%s: the %s weights are taken", path, "averaged (model_ema)" if averaged else "plain")
+    order = ("model_ema", "model", "state_dict") if ema else ("model", "state_dict", "model_ema", "blobs")
     while isinstance(data, Mapping):
         inner = next((key for key in order if isinstance(data.get(key), Mapping)), None)
         if inner is None:
@@ -190,7 +233,7 @@ def compare(
     """
     absent = [name for name in model if name not in file]
     declared = [name for name in absent if _matches(name, (*RECOMPUTED, *allow_missing))]
-    differences = {name: _difference(name, model[name], value) for name, value in file.items() if name in model}
+    differences = {name: difference(name, model[name], value) for name, value in file.items() if name in model}
     reshaped = {name: what for name, what in differences.items() if what}
     return Report(
         path=path,
@@ -207,11 +250,13 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _difference(name: str, ours: Tensor, theirs: Tensor) -> str:
+def difference(name: str, ours: Tensor, theirs: Tensor) -> str:
     """What keeps a file's tensor from taking the place of ours; empty when nothing does."""
     if ours.shape != theirs.shape or ours.is_floating_point() != theirs.is_floating_point():
         return f"file has {_kind(theirs)}, model wants {_kind(ours)}"
     if not _matches(name, RECOMPUTED) or ours.is_meta or theirs.is_meta:
+        return ""
+    if name.endswith(".position_ids"):  # 0, 1, 2, ..., but for a rounding error in MDETR's averaged weights
         return ""
     same = torch.allclose(ours.detach().cpu().double(), theirs.double(), rtol=1e-5, atol=1e-4)
     return "" if same else "its values are not those that the config gives"
@@ -227,7 +272,7 @@ def load_weights(
     *,
     allow_missing: Sequence[str] = (),
     rules: Sequence[Rule] = (),
-    ema: bool = False,
+    ema: bool | Literal["preferred"] = False,
 ) -> Report:
     """Give a model the weights of a file; any surprise is an error, and leaves the model as it was.
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from maskrcnn_benchmark.checkpoint.fit import PREDICTORS, fit
 from maskrcnn_benchmark.checkpoint.io import Report, compare, file_digest, find_weights, load_weights, read_state_dict
+from maskrcnn_benchmark.checkpoint.mdetr import start_mdetr
+from maskrcnn_benchmark.checkpoint.names import rename
+from maskrcnn_benchmark.checkpoint.rules import FASTER_RCNN, describe
 from maskrcnn_benchmark.errors import WeightsError
 
 logger = logging.getLogger(__name__)
@@ -33,15 +38,23 @@ PARTS = {  # first part of a name in the file -> place in a detector
 
 
 def start_from(model: nn.Module, name: str | os.PathLike[str]) -> Report:
-    """Give a detector the weights of a file of its own kind, of Swin classifiers, or of FIBER's coarse-grained stage.
+    """Give a detector the weights of a file of its own kind, of a classifier, or of FIBER's coarse-grained stage.
 
     What the file does not have keeps its first values; both that, and what the detector has no place for, is told.
+    Faster R-CNN and RetinaNet take the weights of ResNet classifiers (Caffe2's or torchvision's), and of detectors of
+    other classes, all but the predictor: see :mod:`maskrcnn_benchmark.checkpoint.fit`. For MDETR see
+    :func:`~maskrcnn_benchmark.checkpoint.mdetr.start_mdetr`.
 
     Raises:
         WeightsError: the file is missing or damaged, or its tensors have other shapes than the detector's.
     """
+    kind = describe({key: tuple(value.shape) for key, value in model.state_dict().items()})
+    if kind.startswith("MDETR"):
+        return start_mdetr(model, name)
     path = find_weights(name)
     state = read_state_dict(path)
+    if kind in PREDICTORS:
+        return _fit_in(model, path, state)
     parts = {key: value for key, value in state.items() if key.split(".")[0] in PARTS}
     if not parts:
         return load_weights(model, path, allow_missing=NEW)
@@ -59,6 +72,18 @@ def start_from(model: nn.Module, name: str | os.PathLike[str]) -> Report:
     if left_out:
         logger.info("%s: the model has no place for %d tensors, such as %s", path, len(left_out), left_out[0])
     return report
+
+
+def _fit_in(model: nn.Module, path: Path, state: Mapping[str, Tensor]) -> Report:
+    """Weights of a classifier or detector for a closed-vocabulary detector."""
+    ours, renamed = model.state_dict(), rename(state, FASTER_RCNN)
+    file = {renamed[key]: value for key, value in state.items()}
+    found = fit(ours, file, path)
+    with torch.no_grad():
+        for key, theirs in found.source.items():
+            ours[key].copy_(file[theirs])
+    logger.info("%s: %s", path, found.text())
+    return found.report(path, file_digest(path))
 
 
 def _place(parts: Mapping[str, Tensor], root: str) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""torch checkpoint files, read without running anything that they hold.
+"""Checkpoint files of torch, and pickles of numpy arrays, read without running anything that they hold.
 
 ``torch.load(weights_only=True)`` refuses every class that is not on its list. Training scripts put their settings
 beside the weights (a yacs tree, an argparse namespace, numpy numbers), so those names are mapped to inert stand-ins
@@ -71,30 +71,91 @@ class Array:
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, fortran, data = state
-        if not isinstance(data, bytes):
-            raise pickle.UnpicklingError("numpy arrays of objects are not read")
+        data = _bytes(data)
         values = np.frombuffer(data, dtype.numpy()).reshape(shape, order="F" if fortran else "C")
         self.value = torch.from_numpy(np.array(values, dtype=values.dtype.newbyteorder("=")))
+
+
+def _bytes(data: object) -> bytes:
+    """Python 2 had no bytes: they come as text, a character each."""
+    if isinstance(data, str):
+        return data.encode("latin1")
+    if not isinstance(data, (bytes, bytearray)):
+        raise pickle.UnpicklingError("numpy arrays of objects are not read")
+    return bytes(data)
 
 
 def _array(*_: object) -> Array:
     return Array()
 
 
-def _scalar(dtype: Dtype, data: bytes) -> Any:
-    return np.frombuffer(data, dtype.numpy(), count=1)[0].item()
+def _buffer(data: object, dtype: Dtype, shape: tuple[int, ...], order: str) -> Array:
+    array = Array()
+    array.__setstate__((1, shape, dtype, order == "F", data))
+    return array
+
+
+def _scalar(dtype: Dtype, data: object) -> Any:
+    return np.frombuffer(_bytes(data), dtype.numpy(), count=1)[0].item()
+
+
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    return text.encode(encoding)
 
 
 STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (argparse.Namespace, "argparse.Namespace"),  # holds attributes, does nothing
     (Settings, "yacs.config.CfgNode"),
     (_defaultdict, "collections.defaultdict"),
+    *((Inert, f"pathlib{module}.PosixPath") for module in ("", "._local")),  # output folders, in settings
     *((Inert, f"builtins.{factory}") for factory in ("list", "dict", "int", "float", "str")),
     (Dtype, "numpy.dtype"),
     (Array, "numpy.ndarray"),
     *((_array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
     *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
 ]
+ARRAYS: dict[str, Callable[..., Any]] = {  # what a pickle of arrays may name, beside the above
+    "collections.OrderedDict": OrderedDict,
+    "_codecs.encode": _encode,
+    **{f"numpy.{core}.numeric._frombuffer": _buffer for core in ("core", "_core")},
+    **{item[1]: item[0] for item in STAND_INS if isinstance(item, tuple)},
+}
+TORCH_SAVE = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # what a file of torch.save begins with, before it was a zip
+
+
+class _Arrays(pickle.Unpickler):
+    """Reads numbers, text, arrays, and lists and dicts of them; what else a file names is refused unseen."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = ARRAYS.get(f"{module}.{name}".replace("__builtin__.", "builtins."))
+        if known is None:
+            raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
+        return known
+
+    def persistent_load(self, pid: object) -> Any:
+        raise pickle.UnpicklingError("it speaks of what is kept elsewhere")
+
+
+def holds_arrays(head: bytes) -> bool:
+    """Whether a file that begins so is a pickle by itself, not one of ``torch.save``."""
+    return head[:1] == b"\x80" and not head.startswith(TORCH_SAVE)
+
+
+def load_arrays(path: Path) -> Any:
+    """The object in a pickle of numpy arrays, also one of Python 2; arrays become tensors.
+
+    Raises:
+        WeightsError: the file is damaged, or names something that is not on the list.
+    """
+    try:
+        with path.open("rb") as file:
+            return plain(_Arrays(file, encoding="latin1").load())
+    except pickle.UnpicklingError as error:
+        raise WeightsError(_refusal(path, str(error))) from None
+    except Exception as error:  # what a damaged file makes the reader raise is of every kind
+        raise WeightsError(
+            f"{path}: not a whole checkpoint file ({_first_line(error)}); copy or download it again"
+        ) from None
 
 
 def load_torch(path: Path) -> Any:

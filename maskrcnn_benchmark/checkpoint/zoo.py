@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import yaml
 from tqdm import tqdm
@@ -34,7 +35,7 @@ class Released:
 
     Attributes:
         name: What ``--model`` takes.
-        system: FIBER, GLIP, MDETR, DECOLA or DAP.
+        system: FIBER, GLIP, MDETR, DECOLA, DAP, maskrcnn-benchmark or MSRA.
         about: What it was trained for.
         file: Its name in ``MODEL/``.
         config: Config file; "" where this version has none for it.
@@ -89,6 +90,24 @@ def find(name: str) -> Released:
     near = difflib.get_close_matches(name, known, n=3)
     hint = f"closest: {', '.join(near)}" if near else "`mrb models` lists them"
     raise ConfigError(f"no released model is called {name!r}: {hint}")
+
+
+def find_url(url: str) -> Released | None:
+    """The entry that a URL is a mirror of, whatever stands after its question mark; None: it is none, or no URL.
+
+    Raises:
+        WeightsError: it is a URL of something else.
+    """
+    if not url.startswith(("http://", "https://")):
+        return None
+    wanted = unquote(url.split("?")[0])
+    for entry in released().values():
+        if wanted in [unquote(mirror) for mirror in entry.urls]:
+            return entry
+    raise WeightsError(
+        f"{url}: is no released model (`mrb models` lists them), and weights are not downloaded by themselves: fetch "
+        "the file and give its path"
+    )
 
 
 def weights_of(entry: Released) -> Path:

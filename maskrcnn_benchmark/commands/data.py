@@ -1,4 +1,4 @@
-"""``mrb data check`` and ``mrb data convert``."""
+"""``mrb data check``, ``mrb data convert`` and ``mrb data split``."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from maskrcnn_benchmark.data.forms.convert import convert as convert_data
 from maskrcnn_benchmark.data.forms.model import ERROR, NOTE, WARNING, DataSet, Layout, Problems
 from maskrcnn_benchmark.data.forms.read import read, usable
 from maskrcnn_benchmark.data.forms.recognise import recognise
+from maskrcnn_benchmark.data.forms.subset import Share, draw_subset
 from maskrcnn_benchmark.demo.sheet import contact_sheet
-from maskrcnn_benchmark.errors import DataError
+from maskrcnn_benchmark.errors import ConfigError, DataError
 from maskrcnn_benchmark.evaluation.report import table
 
 SHOWN = 5  # problems of one kind on the screen; the file has all of them
@@ -115,3 +116,23 @@ def convert(args: argparse.Namespace) -> None:
         print(f"not used: {part.files[0]}")
     for told, count in sorted(lost.items()):
         print(f"not taken over as it was: {told} ({count})")
+
+
+def split(args: argparse.Namespace) -> None:
+    """Draw some pictures of COCO, LVIS, VOC, YOLO or LabelMe data by a seed, and write them as COCO JSON."""
+    file = Path(args.file)
+    if file.exists():
+        raise ConfigError(f"{file} is there already: name a new file to write to")
+    layout = recognise(args.data, args.images)
+    subset = draw_subset(layout, Share(args.seed, args.per_class, args.fraction), args.split or ())
+    cli.output_folder(str(file.parent), "the folder of the new file")
+    file.write_text(json.dumps(subset.tree, ensure_ascii=False), encoding="utf-8")
+    images, boxes = len(subset.tree["images"]), len(subset.tree["annotations"])
+    print(f"{file}: {images} of {subset.total} pictures, {boxes} boxes; the pictures are in {subset.folder}")
+    shown = sorted(subset.counts.items(), key=lambda row: row[1])
+    rows: list[list[object]] = [list(row) for row in shown[:ROWS]]
+    if len(shown) > ROWS:
+        rows.append([f"... {len(shown) - ROWS} more", ""])
+    print(table(["class", "pictures"], rows))
+    for told, count in sorted(subset.lost.items()):
+        print(f"left out: {told} ({count})")

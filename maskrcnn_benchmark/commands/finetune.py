@@ -113,6 +113,7 @@ def _task(args: argparse.Namespace, taken: Taken, on_cpu: bool) -> dict[str, Any
         "WEIGHT_DECAY": 0.05,
         "WARMUP_ITERS": 0,
         "USE_AUTOSTEP": True,
+        "USE_COSINE": False,  # of a model that was trained with it; the two exclude each other
         "WEIGHT_DECAY_SCHEDULE": False,  # which would follow fixed steps
         "STEP_PATIENCE": 3,
         "AUTO_TERMINATE_PATIENCE": 8,

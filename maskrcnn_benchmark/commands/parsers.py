@@ -18,10 +18,12 @@ MODELS_USAGE = "mrb models | mrb models NAME | mrb models get NAME [--output DIR
 
 
 def add(commands: Any) -> None:
-    """Add the sub-commands eval, train, finetune, data and models to those of a parser."""
+    """Add the sub-commands eval, train, finetune, export, pseudo-boxes, data and models to those of a parser."""
     _add_eval(commands)
     _add_train(commands)
     _add_finetune(commands)
+    _add_export(commands)
+    _add_pseudo_boxes(commands)
     _add_data(commands)
     _add_models(commands)
 
@@ -97,8 +99,58 @@ def _add_finetune(commands: Any) -> None:
     parser.set_defaults(run=_late("finetune", "finetune"))
 
 
+def _add_export(commands: Any) -> None:
+    told = "Write the weights of a training alone, as a .safetensors file, which holds no code and loads fast."
+    parser = commands.add_parser("export", help="the weights of a checkpoint alone", description=told)
+    parser.add_argument("checkpoint", metavar="FILE", help="a path, or a name in MODEL/")
+    parser.add_argument("--out", required=True, metavar="FILE.safetensors", help="a file, replaced where it is there")
+    parser.add_argument("--ema", action="store_true", help="the averaged weights (SOLVER.MODEL_EMA)")
+    parser.set_defaults(run=_late("export", "export"))
+
+
+def _add_pseudo_boxes(commands: Any) -> None:
+    told = (
+        "Boxes from the class activation maps of a classifier, for pictures of which only the class is known: a folder "
+        "with a folder for each class, or a JSON with pos_category_ids. Run again after an interruption, it goes on."
+    )
+    parser = commands.add_parser("pseudo-boxes", help="boxes for pictures with a class each", description=told)
+    parser.add_argument("source", metavar="DIR", help="the folder, or the JSON")
+    parser.add_argument("--images", metavar="DIR", help="folder of the pictures of a JSON (default: its own)")
+    parser.add_argument("--classes", metavar="FILE", help="the classifier's classes in order, one a line")
+    parser.add_argument(
+        "--out", default="OUTPUT/pseudo_boxes", metavar="DIR", help="for the boxes (default %(default)s)"
+    )
+    add_classifier_options(parser, "resnet101")
+    parser.set_defaults(run=_late("pseudo_boxes", "pseudo_boxes"))
+
+
+def add_classifier_options(parser: argparse.ArgumentParser, model: str, weight: str = "") -> None:
+    """Which classifier makes the maps, and how."""
+    parser.add_argument(
+        "--model", default=model, metavar="NAME", help="of torchvision, or timm/NAME of timm (default %(default)s)"
+    )
+    told = weight or "torchvision's file of IMAGENET1K_V1"
+    parser.add_argument(
+        "--weight", default=weight, metavar="FILE", help=f"a path, or a name in MODEL/ (default {told})"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps ... (default %(default)s)")
+    parser.add_argument(
+        "--precision", default="float32", choices=("float32", "bfloat16"), help="of the network (default %(default)s)"
+    )
+    parser.add_argument(
+        "--batch", type=_count, default=0, metavar="N", help="pictures at a time (default 2 on a CPU, 32)"
+    )
+    parser.add_argument("--workers", type=int, default=-1, metavar="N", help="processes that read pictures")
+    told = "short sides at which the network sees a picture, pixels (default 288 576)"
+    parser.add_argument("--scales", type=_count, nargs="+", default=(288, 576), metavar="N", help=told)
+    parser.add_argument(
+        "--pictures", type=int, default=0, metavar="N", help="draw maps and boxes of so many on a sheet"
+    )
+    parser.add_argument("--coco", action="store_true", help="write COCO JSON too (always for a folder)")
+
+
 def _add_data(commands: Any) -> None:
-    parser = commands.add_parser("data", help="check or convert detection data")
+    parser = commands.add_parser("data", help="check, convert or draw from detection data")
     below = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
     told = (
         "List every problem of COCO, LVIS, MDETR, VOC, YOLO or LabelMe data with file, field and remedy, count the "
@@ -120,6 +172,20 @@ def _add_data(commands: Any) -> None:
     convert.add_argument("--images", metavar="DIR", help=IMAGES)
     convert.add_argument("--link", action="store_true", help="link the pictures instead of copying them")
     convert.set_defaults(run=_late("data", "convert"))
+    told = (
+        "Draw some pictures of COCO, LVIS, VOC, YOLO or LabelMe data, and write COCO JSON: N pictures of each class, "
+        "or a part of all. Equal seeds give equal pictures; a smaller part is in a larger one."
+    )
+    split = below.add_parser("split", help="draw a few pictures for training with little data", description=told)
+    split.add_argument("data", metavar="SRC", help="a folder, or an annotation file")
+    split.add_argument("file", metavar="OUT.json", help="a new file")
+    share = split.add_mutually_exclusive_group(required=True)
+    share.add_argument("--per-class", type=_count, metavar="N", help="pictures of each class")
+    share.add_argument("--fraction", type=_part, metavar="PART", help="of the pictures with boxes, such as 0.1")
+    split.add_argument("--seed", type=int, default=1, metavar="N", help="of the draw (default %(default)s)")
+    split.add_argument("--split", nargs="+", metavar="NAME", help="which splits, where there are several")
+    split.add_argument("--images", metavar="DIR", help=IMAGES)
+    split.set_defaults(run=_late("data", "split"))
 
 
 def _add_models(commands: Any) -> None:

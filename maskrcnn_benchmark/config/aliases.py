@@ -1,6 +1,7 @@
 """Keys of the original repositories that are not in our tree: renamed, without effect, or with one value that we have.
 
-With this table the YAML files published with GLIP and FIBER load unchanged. Each key was looked up in their code.
+With this table the YAML files published with GLIP, FIBER and maskrcnn-benchmark load unchanged. Each key was looked up
+in their code. Some are in the tree for Faster R-CNN and RetinaNet; what is said of them here holds for other detectors.
 """
 
 from __future__ import annotations
@@ -63,7 +64,11 @@ def _all(alias: Alias, prefix: str, names: str) -> dict[str, Alias]:
     return {f"{prefix}.{name}": alias for name in names.split()}
 
 
-_RENAMED = {"MODEL.WEIGHTS": "MODEL.WEIGHT"}
+_RENAMED = {
+    "MODEL.WEIGHTS": "MODEL.WEIGHT",
+    "INPUT.HORIZONTAL_FLIP_PROB_TRAIN": "AUGMENT.FLIP_PROB_TRAIN",
+    "INPUT.VERTICAL_FLIP_PROB_TRAIN": "AUGMENT.VERTICAL_FLIP_PROB_TRAIN",
+}
 
 _CLASSES = NoEffect("the data set says how many classes it has")
 _OTHER_HEAD = NoEffect("of another detector")
@@ -82,8 +87,9 @@ _NO_EFFECT: dict[str, Alias] = {
         "MODEL.RPN",
         "STRADDLE_THRESH FG_IOU_THRESHOLD BG_IOU_THRESHOLD BATCH_SIZE_PER_IMAGE POSITIVE_FRACTION PRE_NMS_TOP_N_TRAIN "
         "PRE_NMS_TOP_N_TEST POST_NMS_TOP_N_TRAIN POST_NMS_TOP_N_TEST NMS_THRESH MIN_SIZE FPN_POST_NMS_TOP_N_TRAIN "
-        "FPN_POST_NMS_TOP_N_TEST RPN_HEAD",
+        "FPN_POST_NMS_TOP_N_TEST",
     ),
+    "MODEL.RETINANET.STRADDLE_THRESH": _UNREAD,
     **_all(
         _OTHER_HEAD,
         "MODEL.ATSS",
@@ -158,6 +164,14 @@ _FIXED: dict[str, Alias] = {
         "SEPARATE_BIDIRECTIONAL STABLE_SOFTMAX_2D USE_BACKBONE_SHALLOW_CONTRASTIVE_LOSS",
     ),
     "MODEL.RPN.USE_FPN": Fixed(True, _VARIANT),
+    "MODEL.RPN.RPN_HEAD": Fixed("SingleConvRPNHead", _VARIANT),
+    "MODEL.ROI_HEADS.USE_FPN": Fixed(True, _VARIANT),
+    "MODEL.ROI_BOX_HEAD.FEATURE_EXTRACTOR": Fixed("FPN2MLPFeatureExtractor", _VARIANT),
+    "MODEL.ROI_BOX_HEAD.PREDICTOR": Fixed("FPNPredictor", _VARIANT),
+    "MODEL.ROI_BOX_HEAD.USE_GN": Fixed(False, _VARIANT),
+    "MODEL.RESNETS.STEM_FUNC": Fixed("StemWithFixedBatchNorm", _VARIANT),
+    "MODEL.RESNETS.TRANS_FUNC": Fixed("BottleneckWithFixedBatchNorm", _VARIANT),
+    "MODEL.RESNETS.RES5_DILATION": Fixed(1, _VARIANT),
     **_all(Fixed(False, _VARIANT), "MODEL.RPN", "USE_RELATIVE_SIZE FORCE_BOXES RETURN_FUSED_FEATURES"),
     "MODEL.RPN.OCTAVE": Fixed(2.0, _VARIANT),
     "MODEL.RPN.ANCHOR_SHIFT": Fixed((0.0, 0.0, 0.0, 0.0), _VARIANT),
@@ -169,6 +183,15 @@ _FIXED: dict[str, Alias] = {
     "MODEL.SWINT.MLP_RATIO": Fixed(4, _VARIANT),
     "INPUT.FIX_RES": Fixed(False, "the shape of a picture is kept"),
     "INPUT.FORMAT": Fixed("", "use INPUT.TO_BGR255"),
+    **_all(
+        Fixed(0.0, "no released training has it"),
+        "INPUT",
+        "BRIGHTNESS CONTRAST SATURATION HUE",
+    ),
+    "MODEL.IGNORE_CLS_TEST": Fixed(False, "register the test set with the evaluator coco_agnostic"),
+    "DTYPE": Fixed("float32", "use SOLVER.USE_AMP"),
+    "TEST.BBOX_AUG.ENABLED": Fixed(False, "one scale is tested"),
+    "TEST.BBOX_AUG": NoEffect("of multi-scale testing"),
     **_all(
         Fixed(False, "one loader serves all training sets"),
         "DATASETS",

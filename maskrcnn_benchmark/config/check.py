@@ -9,14 +9,17 @@ if TYPE_CHECKING:
     from maskrcnn_benchmark.config.node import Cfg
 
 CHOICES: dict[str, tuple[str | None, ...]] = {
+    "DATALOADER.SAMPLER": ("shared", "chunks"),
     "DATASETS.FLICKR_GT_TYPE": ("separate", "merged"),
     "MODEL.BACKBONE.FUSION_VERSION": ("v1", "v2", "v3"),
     "MODEL.DYHEAD.FUSE_CONFIG.TYPE": ("", "NONE", "MHA-B"),
     "MODEL.DYHEAD.FUSE_CONFIG.SHALLOW_ANCHORS": ("positive", "reference"),
     "MODEL.DYHEAD.SCORE_AGG": ("MEAN", "MAX", "POWER", "ONEHOT"),
+    "MODEL.MDETR.POS_EMBED": ("sine", "learned"),
     "MODEL.SWINT.VERSION": ("v1", "fusion"),
     "SOLVER.AMP_DTYPE": ("auto", "bf16", "fp16"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("full_model",),
+    "SOLVER.MDETR_SCHEDULE": ("", "step", "multistep", "linear_with_warmup", "all_linear_with_warmup"),
     "SOLVER.ON_BAD_LOSS": ("stop", "skip", "rollback"),
     "SOLVER.OPTIMIZER": ("SGD", "ADAMW"),
     "SOLVER.TUNING_HIGHLEVEL_OVERRIDE": (
@@ -32,10 +35,12 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
 """Keys whose values are a closed list. Names of parts (``CONV_BODY``, ...) are not here: their registries know them."""
 
 RANGES: dict[str, tuple[float, float]] = {
-    **{f"INPUT.{size}_{split}": (1, float("inf")) for size in ("MIN_SIZE", "MAX_SIZE") for split in ("TRAIN", "TEST")},
+    **{f"INPUT.{size}": (1, float("inf")) for size in ("MAX_SIZE_TRAIN", "MIN_SIZE_TEST", "MAX_SIZE_TEST")},
     "DATALOADER.NUM_WORKERS": (0, float("inf")),
     "DATALOADER.SIZE_DIVISIBILITY": (0, float("inf")),
     "AUGMENT.FLIP_PROB_TRAIN": (0, 1),
+    "AUGMENT.VERTICAL_FLIP_PROB_TRAIN": (0, 1),
+    "AUGMENT.CROP_PROB_TRAIN": (0, 1),
     "MODEL.ATSS.INFERENCE_TH": (0, 1),
     "MODEL.ATSS.NMS_TH": (0, 1),
     "MODEL.ATSS.PRE_NMS_TOP_N": (1, float("inf")),
@@ -47,11 +52,17 @@ RANGES: dict[str, tuple[float, float]] = {
     "SOLVER.ACCUMULATION": (1, float("inf")),
     "SOLVER.CHECKPOINTS_KEPT": (0, float("inf")),
     "SOLVER.GAMMA": (0, 1),
+    "SOLVER.MDETR_LR_DROP": (1, float("inf")),
+    "SOLVER.WARMUP_FRACTION": (0, 1),
     "SOLVER.IMS_PER_BATCH": (1, float("inf")),
     "SOLVER.LOG_PERIOD": (1, float("inf")),
     "SOLVER.PICTURES_PERIOD": (0, float("inf")),
     "SOLVER.WARMUP_ITERS": (0, float("inf")),
     "SOLVER.MODEL_EMA": (0, 1),
+    "SOLVER.MAX_EPOCH": (0, float("inf")),
+    "SOLVER.CHECKPOINT_EPOCH": (0, float("inf")),
+    "SOLVER.TEST_PERIOD": (0, float("inf")),
+    "TEST.EVAL_EPOCH_PERIOD": (0, float("inf")),
     "TEST.IMS_PER_BATCH": (1, float("inf")),
 }
 
@@ -90,10 +101,13 @@ def _ranges(cfg: Cfg) -> Iterator[str]:
 def _sizes(cfg: Cfg) -> Iterator[str]:
     for split in ("TRAIN", "TEST"):
         low, high = f"INPUT.MIN_SIZE_{split}", f"INPUT.MAX_SIZE_{split}"
-        if cfg.peek(low) > cfg.peek(high):
+        sides = cfg.peek(low) if isinstance(cfg.peek(low), tuple) else (cfg.peek(low),)
+        if min(sides) < 1:
+            yield f"{_told(cfg, low)} must be at least 1"
+        if max(sides) > cfg.peek(high):
             yield f"{_told(cfg, low, high)}: the short side is longer than the long side"
-    for key in ("INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD"):
-        if len(cfg.peek(key)) != 3:
+    for key in ("INPUT.PIXEL_MEAN", "INPUT.TEST_PIXEL_MEAN", "INPUT.PIXEL_STD"):
+        if len(cfg.peek(key)) != 3 and not (key == "INPUT.TEST_PIXEL_MEAN" and not cfg.peek(key)):
             yield f"{_told(cfg, key)} must have 3 values, one per colour"
     if any(value <= 0 for value in cfg.peek("INPUT.PIXEL_STD")):
         yield f"{_told(cfg, 'INPUT.PIXEL_STD')} must be above 0"
@@ -165,6 +179,12 @@ def _schedule(cfg: Cfg) -> Iterator[str]:
         yield f"{told} mixes fractions of the training with iterations: write one or the other"
     elif any(step >= 1 and step != int(step) for step in steps):
         yield f"{told} must be whole iterations, or fractions below 1"
+    drops = cfg.peek("SOLVER.STEPS_EPOCH")
+    if any(epoch <= 0 for epoch in drops) or list(drops) != sorted(drops):
+        yield f"{_told(cfg, 'SOLVER.STEPS_EPOCH')} must grow, from above 0"
+    for key in ("SOLVER.STEPS_EPOCH", "SOLVER.CHECKPOINT_EPOCH"):
+        if cfg.peek(key) and not cfg.peek("SOLVER.MAX_EPOCH"):
+            yield f"{_told(cfg, key)} counts epochs: set SOLVER.MAX_EPOCH too"
     if cfg.peek("SOLVER.USE_COSINE") and cfg.peek("SOLVER.USE_AUTOSTEP"):
         yield f"{_told(cfg, 'SOLVER.USE_COSINE', 'SOLVER.USE_AUTOSTEP')} exclude each other: leave one out"
     patience = "SOLVER.AUTO_TERMINATE_PATIENCE"

@@ -14,6 +14,7 @@ from maskrcnn_benchmark.paths import config_root
 
 BASE = "_BASE_"
 SUFFIXES = (".yaml", ".yml")
+WRITTEN_TWICE = ("CHECKPOINT_EPOCH",)  # in a published file of DAP: the last one counts, as it did for its authors
 
 
 def read_chain(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
@@ -129,7 +130,7 @@ def _one_line(text: object) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """``SafeLoader`` that refuses a key written twice: the first of them would be dropped silently."""
+    """``SafeLoader`` that refuses a key written twice, as the first would be dropped; see also WRITTEN_TWICE."""
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> Iterator[dict[Hashable, Any]]:
@@ -137,7 +138,8 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> Iterator[dict[Hashable,
     yield tree  # before it is filled, so that an alias to itself can be resolved
     seen: dict[Any, int] = {}
     for key_node, _ in node.value:
-        if key_node.value in seen and key_node.tag != "tag:yaml.org,2002:merge":
+        doubled = key_node.value in seen and key_node.value not in WRITTEN_TWICE
+        if doubled and key_node.tag != "tag:yaml.org,2002:merge":
             problem = (
                 f"{key_node.value!r} is written twice (lines {seen[key_node.value]} and {key_node.start_mark.line + 1})"
             )

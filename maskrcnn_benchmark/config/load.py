@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from maskrcnn_benchmark.config import aliases, files
-from maskrcnn_benchmark.config.defaults import FREE_FORM, get_defaults
-from maskrcnn_benchmark.config.node import Cfg
+from maskrcnn_benchmark.config.defaults import FREE_FORM, NOT_OF, get_defaults
+from maskrcnn_benchmark.config.node import Cfg, is_under
 from maskrcnn_benchmark.errors import ConfigError
 
 COMMAND_LINE = "command line"
@@ -31,19 +31,24 @@ def load_cfg(
         ConfigError: a file, a key, a value, or a combination of values that will not do.
     """
     cfg = get_defaults()
-    for path in (config_file, task_config):
-        if path is not None:
-            for source, tree in files.read_chain(path):
-                for key, value in _flatten(tree, source, cfg):
-                    _assign(cfg, key, value, source)
-    for key, value in _pairs(opts, cfg):
-        _assign(cfg, key, value, COMMAND_LINE)
+    given = [
+        (key, value, source)
+        for path in (config_file, task_config)
+        if path is not None
+        for source, tree in files.read_chain(path)
+        for key, value in _flatten(tree, source, cfg)
+    ]
+    given += [(key, value, COMMAND_LINE) for key, value in _pairs(opts, cfg)]
+    architecture = [value for key, value, _ in given if key == "MODEL.META_ARCHITECTURE"][-1:]
+    foreign = NOT_OF.get(str(*architecture), ())
+    for key, value, source in given:
+        _assign(cfg, key, value, source, foreign)
     return cfg.finish()
 
 
-def _assign(cfg: Cfg, key: str, value: object, source: str) -> None:
-    """Set a key, or what has become of it."""
-    alias = None if cfg.has(key) else aliases.find(key)
+def _assign(cfg: Cfg, key: str, value: object, source: str, foreign: Sequence[str]) -> None:
+    """Set a key, or what has become of it; ``foreign`` keys are those of other architectures."""
+    alias = None if cfg.has(key) and not is_under(key, foreign) else aliases.find(key)
     if alias is None:
         cfg.assign(key, value, source)
     elif isinstance(alias, aliases.Renamed):

@@ -104,6 +104,16 @@ def _integers(value: object, default: Sequence[object]) -> tuple[int, ...]:
     return _sequence(value, fits, f"a tuple of int like {default or (480, 800)!r}")
 
 
+def _sizes(value: object, default: object) -> int | tuple[int, ...]:
+    """One number, or several."""
+    value = literal(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if not value:
+        raise ValueError(f"expects int like {default!r}, or a tuple of them")
+    return _integers(value, (480, 800))
+
+
 def _floats(value: object, default: Sequence[object]) -> tuple[float, ...]:
     return _sequence(value, _is_number, f"a tuple of numbers like {default or (0.5, 1.0)!r}", float)
 
@@ -182,6 +192,7 @@ def _expected(value: object, default: object) -> tuple[tuple[str, str, float, fl
 KINDS: dict[str, Callable[[object, Any], Any]] = {
     "names": _names,
     "integers": _integers,
+    "sizes": _sizes,
     "floats": _floats,
     "numbers": _numbers,
     "optional text": _optional_text,

@@ -23,14 +23,21 @@ from maskrcnn_benchmark.errors import DataError
 
 CATALOG = Path(__file__).with_name("catalog.yaml")
 KINDS = {
-    "test": ("coco", "flickr", "lvis", "refexp", "voc"),
-    "train": ("coco", "coco_grounding", "mixed", "flickr", "refexp", "tsv"),
+    "test": ("coco", "flickr", "gqa", "lvis", "phrasecut", "refexp", "voc"),
+    "train": (
+        *("coco", "coco_grounding", "mixed", "flickr", "gqa", "phrasecut", "refexp", "tsv"),
+        *("voc", "imagenet", "imagenet22k", "image_labels"),
+    ),
 }
 """Kinds that can be evaluated on and trained with."""
 PICTURES_INSIDE = ("tsv",)
 """Kinds whose annotation file names the pictures' file, so that there is no ``img_dir``."""
-FOLDERS = ("voc",)
+ONE_FILE = ("tsv", "imagenet", "imagenet22k")
+"""Kinds whose pictures are all in one file, or a few."""
+FOLDERS = ("voc", "imagenet", "imagenet22k")
 """Kinds whose ``ann_file`` is a folder."""
+FILE_OR_FOLDER = ("image_labels",)
+"""Kinds whose ``ann_file`` may be either."""
 SUFFIX_KINDS = {"_grounding": "coco_grounding"}
 """``DATASETS.*_DATASETNAME_SUFFIX`` -> kind of a registered data set that is used under it."""
 
@@ -135,7 +142,7 @@ def _entry(name: str, row: Row, where: str, split: str) -> Entry:
     images = find_path(options.pop("img_dir"), f"{where}: img_dir") if "img_dir" in needed else annotations.parent
     if not images.is_dir():
         raise DataError(f"{where}: img_dir {str(images)!r} is not a folder")
-    if not (annotations.is_dir() if kind in FOLDERS else annotations.is_file()):
+    if kind not in FILE_OR_FOLDER and not (annotations.is_dir() if kind in FOLDERS else annotations.is_file()):
         wanted = f"folder, as it is for kind {kind!r}" if kind in FOLDERS else "file"
         raise DataError(f"{where}: ann_file {str(annotations)!r} is not a {wanted}")
     return Entry(name, kind, images, annotations, str(evaluator), options)

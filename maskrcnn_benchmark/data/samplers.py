@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from maskrcnn_benchmark.data.draws import rng_for
 from maskrcnn_benchmark.errors import ConfigError
@@ -33,11 +34,7 @@ class EpochSampler:
     rank: int = 0
 
     def __post_init__(self) -> None:
-        if self.batch_size % self.world:
-            raise ConfigError(
-                f"SOLVER.IMS_PER_BATCH {self.batch_size} cannot be shared by {self.world} processes: "
-                "it must be a multiple of their number"
-            )
+        _refuse_unequal(self.batch_size, self.world)
 
     def __len__(self) -> int:
         """Batches of an epoch: all whole ones, at least one."""
@@ -72,3 +69,77 @@ class EpochSampler:
         whole.append(mixed[: len(mixed) // size * size].reshape(-1, size))
         batches = np.concatenate(whole)
         return shuffled[batches[np.argsort(batches[:, 0])]]
+
+
+@dataclass(frozen=True)
+class ChunkSampler:
+    """Batches as maskrcnn-benchmark makes them (https://github.com/facebookresearch/maskrcnn-benchmark).
+
+    Each process takes the chunk of a permutation that its rank says, and makes batches of its own, of one group each;
+    the last batch of a group may be smaller. An epoch of a process ends when its batches are used up, which need not be
+    in the same step for all of them, and the seed of its next permutation is that step: from then on processes may take
+    the same pictures. Neither ``epoch`` nor a resumed training changes what a step takes.
+
+    Attributes:
+        groups: (N,) of each sample, such as "upright or not".
+        batch_size: Samples of all processes in a step.
+        seed: Of the permutations; 0: the original's.
+        world: Processes.
+        rank: Which of them this one is.
+    """
+
+    groups: np.ndarray
+    batch_size: int
+    seed: int
+    world: int = 1
+    rank: int = 0
+
+    def __post_init__(self) -> None:
+        _refuse_unequal(self.batch_size, self.world)
+
+    def __len__(self) -> int:
+        """Steps that are counted as an epoch: those that a chunk of one group would take."""
+        share = self.batch_size // self.world
+        return -(-self._chunk // share)
+
+    def batches(self, epoch: int, start: int = 0) -> list[list[int]]:
+        """The samples of this process in each step of an epoch, from step ``start`` on."""
+        first, end = epoch * len(self) + start, (epoch + 1) * len(self)
+        step, found = 0, list[list[int]]()
+        while step < end:
+            chunk = self._from(step)
+            found += chunk[max(0, first - step) : end - step]
+            step += len(chunk)
+        return found
+
+    @property
+    def _chunk(self) -> int:
+        return -(-len(self.groups) // self.world)
+
+    def _from(self, step: int) -> list[list[int]]:
+        """All batches of the permutation that begins at a step."""
+        generator = torch.Generator().manual_seed(self.seed + step)
+        order = torch.randperm(len(self.groups), generator=generator).numpy()
+        order = np.resize(order, self._chunk * self.world)  # filled up from its beginning
+        mine = order[self._chunk * self.rank : self._chunk * (self.rank + 1)]
+        share, group = self.batch_size // self.world, self.groups[mine]
+        batches = []
+        for name in np.unique(group):
+            places = np.flatnonzero(group == name)
+            batches += [places[first : first + share] for first in range(0, len(places), share)]
+        batches.sort(key=lambda places: int(places[0]))
+        return [mine[places].tolist() for places in batches]
+
+
+BatchSampler = EpochSampler | ChunkSampler
+
+SAMPLERS: dict[str, type[EpochSampler] | type[ChunkSampler]] = {"shared": EpochSampler, "chunks": ChunkSampler}
+"""What ``DATALOADER.SAMPLER`` can be."""
+
+
+def _refuse_unequal(batch_size: int, world: int) -> None:
+    if batch_size % world:
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH {batch_size} cannot be shared by {world} processes: "
+            "it must be a multiple of their number"
+        )

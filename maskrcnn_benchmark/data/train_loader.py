@@ -15,7 +15,7 @@ from maskrcnn_benchmark.data.collate import Item, Note, collate
 from maskrcnn_benchmark.data.draws import rng_for
 from maskrcnn_benchmark.data.loader import processors
 from maskrcnn_benchmark.data.pictures import PictureError
-from maskrcnn_benchmark.data.samplers import EpochSampler
+from maskrcnn_benchmark.data.samplers import BatchSampler
 from maskrcnn_benchmark.errors import DataError
 from maskrcnn_benchmark.modeling.interface import Batch
 
@@ -91,7 +91,7 @@ class TrainLoader:
     def __init__(
         self,
         source: ItemSource,
-        sampler: EpochSampler,
+        sampler: BatchSampler,
         workers: int,
         epoch: int,
         start: int = 0,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from maskrcnn_benchmark.data.collate import Item, Note
+from maskrcnn_benchmark.data.collate import Item, ItemText, Note
 from maskrcnn_benchmark.data.draws import Draws
 from maskrcnn_benchmark.data.sample import Sample, TrainPictures
 from maskrcnn_benchmark.data.transforms import TrainTransform
@@ -87,9 +87,7 @@ class TrainSet:
         return Item(
             pixels,
             target,
-            input_ids,
-            text.attention_mask[0],
-            entity_tokens(text, 0, worded.prompt.spans, length),
+            ItemText(input_ids, text.attention_mask[0], entity_tokens(text, 0, worded.prompt.spans, length)),
             maskable=maskable,
             word_labels=word_labels,
             token_labels=None if labels is None else od_label_map(text, 0, worded.labels, length),

@@ -1,4 +1,4 @@
-"""Training data of a grounding detector: from ``DATASETS.TRAIN`` to batches."""
+"""Training data of a detector: from ``DATASETS.TRAIN`` to batches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from maskrcnn_benchmark.config import Cfg
-from maskrcnn_benchmark.data.catalog import Entry, find_path, resolve
+from maskrcnn_benchmark.data.catalog import ONE_FILE, Entry, find_path, resolve
+from maskrcnn_benchmark.data.class_set import ClassSet, build_class_set
 from maskrcnn_benchmark.data.collate import Item
 from maskrcnn_benchmark.data.combine import Combined
 from maskrcnn_benchmark.data.datasets.coco_grounding import CocoGrounding
@@ -18,9 +19,10 @@ from maskrcnn_benchmark.data.datasets.mdetr import MdetrDataset
 from maskrcnn_benchmark.data.datasets.tsv import TsvDataset
 from maskrcnn_benchmark.data.draws import rng_for
 from maskrcnn_benchmark.data.missing import refuse_missing
+from maskrcnn_benchmark.data.modulated_set import ARCHITECTURES, ModulatedSet, build_modulated_set
 from maskrcnn_benchmark.data.pictures import header_size
 from maskrcnn_benchmark.data.sample import TrainPictures
-from maskrcnn_benchmark.data.samplers import EpochSampler
+from maskrcnn_benchmark.data.samplers import SAMPLERS
 from maskrcnn_benchmark.data.train_loader import ItemSource, TrainLoader
 from maskrcnn_benchmark.data.train_set import TextSettings, TrainSet
 from maskrcnn_benchmark.data.transforms import Normalise, TrainTransform
@@ -31,7 +33,10 @@ from maskrcnn_benchmark.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
+AnySet = TrainSet | ClassSet | ModulatedSet
+
 CAPTIONED = ("mixed", "flickr", "refexp")  # kinds that bring their own text
+NAMED = ("coco", "coco_grounding", "tsv")  # kinds whose class names become one
 ENTRY_KEYS = {kind: {"copies", "vg_img_dir", "entities", "split"} for kind in CAPTIONED}
 """Further keys that an entry of a kind may have; of other kinds: copies."""
 
@@ -73,11 +78,15 @@ class TrainingData(ItemSource):
         divisibility: The sides of a batch are multiples of this.
         workers: Processes that read ahead.
         by_aspect: Upright pictures share batches with upright ones, as far as they fill them.
+        sampler: A name in :data:`SAMPLERS`.
+
+    Attributes:
+        classes: Names of the labels 1, 2, ..., for a detector that reads no text; none where texts tell them.
     """
 
     def __init__(
         self,
-        sets: Sequence[TrainSet],
+        sets: Sequence[AnySet],
         copies: Sequence[int],
         batch_size: int,
         seed: int,
@@ -85,13 +94,15 @@ class TrainingData(ItemSource):
         divisibility: int = 32,
         workers: int = 0,
         by_aspect: bool = True,
+        sampler: str = "shared",
     ):
         self.sets, self.seed, self.normalise = tuple(sets), seed, normalise
         self.divisibility, self.workers = divisibility, workers
         self._combined = Combined([len(part) for part in sets], copies)
         groups = [_upright(part.dataset) if by_aspect else np.zeros(len(part), dtype=bool) for part in sets]
         repeated = [np.tile(group, copy) for group, copy in zip(groups, copies, strict=True)]
-        self._sampler = EpochSampler(np.concatenate(repeated), batch_size, seed)
+        self._sampler = SAMPLERS[sampler](np.concatenate(repeated), batch_size, seed)
+        self.classes: tuple[str, ...] = next((part.classes for part in sets if isinstance(part, ClassSet)), ())
         self.plan = Plan(
             sets=tuple((part.dataset.name, len(part), copy) for part, copy in zip(sets, copies, strict=True)),
             samples=len(self._combined),
@@ -132,12 +143,12 @@ class TrainingData(ItemSource):
         return replace(batch, images=self.normalise(batch.images))
 
 
-def build_training_data(cfg: Cfg, tokenizer: Tokenizer, batch_size: int | None = None) -> TrainingData:
+def build_training_data(cfg: Cfg, tokenizer: Tokenizer | None, batch_size: int | None = None) -> TrainingData:
     """The training data of a config, with everything checked that can be before the first picture is read.
 
     Args:
         cfg: Config with the task file and the command line merged in.
-        tokenizer: The network's.
+        tokenizer: The network's; None: it reads no text.
         batch_size: Samples of all processes in a step; None: ``SOLVER.IMS_PER_BATCH``.
 
     Raises:
@@ -147,29 +158,19 @@ def build_training_data(cfg: Cfg, tokenizer: Tokenizer, batch_size: int | None =
     """
     if not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN names no data set: give --task_config, or set DATASETS.TRAIN \"('name',)\"")
-    transform = TrainTransform(
-        min_sizes=tuple(cfg.AUGMENT.MULT_MIN_SIZE_TRAIN) or (cfg.INPUT.MIN_SIZE_TRAIN,),
-        max_size=cfg.INPUT.MAX_SIZE_TRAIN,
-        flip=cfg.AUGMENT.FLIP_PROB_TRAIN,
-    )
-    fuse = cfg.MODEL.DYHEAD.FUSE_CONFIG
-    text = TextSettings(
-        tokenizer,
-        length=cfg.MODEL.LANGUAGE_BACKBONE.MAX_QUERY_LEN,
-        hide=fuse.MLM_LOSS,
-        label_tokens=fuse.USE_SHALLOW_CONTRASTIVE_LOSS,
-    )
-    sets, copies = [], []
+    transform = _build_transform(cfg)
+    sets: list[AnySet] = []
+    copies = []
     for name in cfg.DATASETS.TRAIN:
         entry = resolve(cfg, name, "train")
-        dataset = _read(cfg, entry)
-        for note in dataset.notes:
-            logger.warning("%s: %s", dataset.annotations, note)
-        if entry.kind != "tsv":
-            refuse_missing(dataset)
-        keep_words = fuse.NO_MASK_FOR_GOLD if entry.kind in CAPTIONED else fuse.NO_MASK_FOR_OD
-        sets.append(TrainSet(dataset, _wording(cfg, entry, dataset, tokenizer), transform, text, keep_words))
+        made = _build_set(cfg, entry, transform, tokenizer)
+        for note in made.dataset.notes:
+            logger.warning("%s: %s", made.dataset.annotations, note)
+        if entry.kind not in ONE_FILE:
+            refuse_missing(made.dataset)
+        sets.append(made)
         copies.append(_copies(cfg, entry))
+    _refuse_other_classes(sets)
     data = TrainingData(
         sets,
         copies,
@@ -179,13 +180,68 @@ def build_training_data(cfg: Cfg, tokenizer: Tokenizer, batch_size: int | None =
         divisibility=cfg.DATALOADER.SIZE_DIVISIBILITY,
         workers=cfg.DATALOADER.NUM_WORKERS,
         by_aspect=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        sampler=cfg.DATALOADER.SAMPLER,
     )
     logger.info("training data: %s", data.plan)
     return data
 
 
+def _build_transform(cfg: Cfg) -> TrainTransform:
+    sizes = cfg.AUGMENT.MULT_MIN_SIZE_TRAIN or cfg.INPUT.MIN_SIZE_TRAIN
+    return TrainTransform(
+        min_sizes=sizes if isinstance(sizes, tuple) else (sizes,),
+        max_size=cfg.INPUT.MAX_SIZE_TRAIN,
+        flip=cfg.AUGMENT.FLIP_PROB_TRAIN,
+        flip_down=cfg.AUGMENT.VERTICAL_FLIP_PROB_TRAIN,
+    )
+
+
+def _build_set(cfg: Cfg, entry: Entry, transform: TrainTransform, tokenizer: Tokenizer | None) -> AnySet:
+    """The training set of an entry, in the form that the detector of the config learns from."""
+    if tokenizer is None:
+        return build_class_set(cfg, entry, transform)
+    if cfg.MODEL.META_ARCHITECTURE in ARCHITECTURES:
+        return build_modulated_set(cfg, entry, tokenizer)
+    return _text_set(cfg, entry, transform, tokenizer)
+
+
+def _refuse_other_classes(sets: Sequence[AnySet]) -> None:
+    """A label must mean the same in all sets of a detector that knows its classes by number."""
+    numbered = [part for part in sets if isinstance(part, ClassSet)]
+    for part in numbered[1:]:
+        differ = [pair for pair in zip(numbered[0].classes, part.classes, strict=True) if pair[0] != pair[1]]
+        if differ:
+            raise ConfigError(
+                f"DATASETS.TRAIN: a class is {differ[0][0]!r} in {numbered[0].dataset.name!r} and {differ[0][1]!r} in "
+                f"{part.dataset.name!r}: their classes must be the same, in the same order"
+            )
+
+
+def _text_set(cfg: Cfg, entry: Entry, transform: TrainTransform, tokenizer: Tokenizer) -> TrainSet:
+    """The training set of an entry, with texts."""
+    fuse = cfg.MODEL.DYHEAD.FUSE_CONFIG
+    text = TextSettings(
+        tokenizer,
+        length=cfg.MODEL.LANGUAGE_BACKBONE.MAX_QUERY_LEN,
+        hide=fuse.MLM_LOSS,
+        label_tokens=fuse.USE_SHALLOW_CONTRASTIVE_LOSS,
+    )
+    dataset = _read(cfg, entry)
+    keep_words = fuse.NO_MASK_FOR_GOLD if entry.kind in CAPTIONED else fuse.NO_MASK_FOR_OD
+    return TrainSet(dataset, _wording(cfg, entry, dataset, tokenizer), transform, text, keep_words)
+
+
 def _read(cfg: Cfg, entry: Entry) -> TrainPictures:
-    """The reader of an entry."""
+    """The reader of an entry.
+
+    Raises:
+        DataError: it is of a kind without words, or has a key that nothing reads.
+    """
+    if entry.kind not in (*CAPTIONED, *NAMED):
+        raise DataError(
+            f"data set {entry.name!r} is of kind {entry.kind!r}: a detector that reads text can be trained with "
+            f"{', '.join((*NAMED, *CAPTIONED))}"
+        )
     for key in set(entry.options) - ENTRY_KEYS.get(entry.kind, {"copies"}):
         raise DataError(f"data set {entry.name!r}: nothing reads its key {key!r} when it is of kind {entry.kind!r}")
     shots, clipped = cfg.DATASETS.FEW_SHOT, not cfg.DATASETS.DISABLE_CLIP_TO_IMAGE

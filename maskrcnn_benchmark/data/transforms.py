@@ -13,6 +13,7 @@ from torch import Tensor
 
 from maskrcnn_benchmark.data.pictures import Size
 from maskrcnn_benchmark.structures import ImageBatch, Target
+from maskrcnn_benchmark.structures.boxes import flip_left_right, flip_top_bottom, rescale
 
 
 def resize_size(height: int, width: int, min_size: int, max_size: int) -> Size:
@@ -74,21 +75,25 @@ class TrainTransform:
         min_sizes: Short sides to choose from, pixels.
         max_size: Long side, pixels; wins.
         flip: Probability of being mirrored. The words of a prompt stay as they are, so that "left" becomes wrong.
+        flip_down: Probability of being turned upside down, drawn for when it is not 0.
     """
 
     min_sizes: tuple[int, ...]
     max_size: int
     flip: float
+    flip_down: float = 0.0
 
     def __call__(self, picture: Image.Image, target: Target, rng: Random) -> tuple[Tensor, Target]:
         """(3, h, w) uint8 red, green, blue, a view of (h, w, 3); and the target in its pixels."""
         height, width = resize_size(picture.height, picture.width, rng.choice(self.min_sizes), self.max_size)
-        boxes = target.boxes * torch.tensor([width / picture.width, height / picture.height]).repeat(2)
+        boxes = rescale(target.boxes, (picture.height, picture.width), (height, width))
         picture = picture.resize((width, height), Image.Resampling.BILINEAR)
         if rng.random() < self.flip:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-            x1, y1, x2, y2 = boxes.unbind(dim=1)
-            boxes = torch.stack((width - x2 - 1, y1, width - x1 - 1, y2), dim=1)
+            boxes = flip_left_right(boxes, width, plus_one=True)
+        if self.flip_down and rng.random() < self.flip_down:
+            picture = picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+            boxes = flip_top_bottom(boxes, height, plus_one=True)
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
         return pixels, replace(target, boxes=boxes, meta=replace(target.meta, size=(height, width)))
 

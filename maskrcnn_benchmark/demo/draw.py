@@ -6,6 +6,8 @@ import colorsys
 from collections.abc import Iterator, Sequence
 from functools import cache
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from maskrcnn_benchmark.structures import Detections
@@ -19,12 +21,14 @@ COLOURS = (
 FONTS = ("DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "msyh.ttc", "arial.ttf")
 """Tried in turn for names that Pillow's own font has no letters for."""
 
+TINT = 0.5  # of a mask's colour, in its pixels
+
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Rectangle = tuple[float, float, float, float]  # x1, y1, x2, y2
 
 
 def draw(image: Image.Image, detections: Detections, min_score: float = 0.0, top: int | None = None) -> Image.Image:
-    """A copy of the picture with boxes and ``name score`` beside them; the best lie on top.
+    """A copy of the picture with masks, boxes and ``name score`` beside them; the best lie on top.
 
     Args:
         image: The upright picture that the boxes belong to.
@@ -35,7 +39,20 @@ def draw(image: Image.Image, detections: Detections, min_score: float = 0.0, top
     chosen = detections.filter(min_score)[: top if top is None else max(0, top)]
     labels = [int(label) for label in chosen.labels]
     texts = [(chosen.name(index), f"{float(chosen.scores[index]):.2f}") for index in range(len(chosen))]
-    return draw_boxes(image, chosen.boxes.tolist(), texts, [colour_of(label - 1) for label in labels])
+    colours = [colour_of(label - 1) for label in labels]
+    if chosen.masks is not None:
+        image = tinted(image, chosen.masks.numpy(), colours)
+    return draw_boxes(image, chosen.boxes.tolist(), texts, colours)
+
+
+def tinted(image: Image.Image, masks: npt.NDArray[np.bool_], colours: Sequence[str]) -> Image.Image:
+    """A copy of the picture with the pixels of masks (N, h, w) half in their colours; the first lie on top."""
+    canvas = image.convert("RGB")
+    half = canvas.copy()
+    for mask, colour in reversed(list(zip(masks, colours, strict=True))):
+        whole = Image.new("RGB", canvas.size, colour)
+        half.paste(Image.blend(canvas, whole, TINT), mask=Image.fromarray(mask.astype(np.uint8) * 255))
+    return half
 
 
 def draw_boxes(

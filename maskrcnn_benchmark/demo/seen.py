@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -32,26 +32,33 @@ class Seen:
     Attributes:
         folder: Made when there is something to write.
         period: Steps from one file to the next; 0: there are none.
-        tokenizer: The network's.
+        tokenizer: The network's; None: it reads no text.
         normalise: How the pictures were normalised.
+        classes: Names of labels 1, 2, ..., where there is no text to tell them.
     """
 
     folder: Path
     period: int
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
     normalise: Normalise
+    classes: Sequence[str] = ()
 
     def __call__(self, step: int, batch: Batch) -> None:
         """Draw the batch that step number ``step``, from 1, trains on, if it is its turn."""
         if not self.period or step % self.period:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        sheet = draw_batch(batch, self.tokenizer.decode, self.normalise)
+        decode = self.tokenizer.decode if self.tokenizer is not None else _no_text
+        sheet = draw_batch(batch, decode, self.normalise, self.classes)
         sheet.save(self.folder / f"step_{step:07d}.png")
 
 
-def draw_batch(batch: Batch, decode: Decode, normalise: Normalise) -> Image.Image:
-    """The first pictures of a batch, each above its prompt.
+def _no_text(ids: list[int]) -> str:
+    return ""
+
+
+def draw_batch(batch: Batch, decode: Decode, normalise: Normalise, classes: Sequence[str] = ()) -> Image.Image:
+    """The first pictures of a batch, each above its prompt, where it has one.
 
     Boxes of the same words have the same colour, in the picture and in the prompt. Words are decoded from the tokens
     that go into the network: what is hidden from it shows as hidden, what was cut off is not there. What lies beyond a
@@ -61,9 +68,10 @@ def draw_batch(batch: Batch, decode: Decode, normalise: Normalise) -> Image.Imag
         batch: As it goes into the network.
         decode: Token ids to text.
         normalise: How the pictures were normalised.
+        classes: Names of labels 1, 2, ... for boxes without words.
     """
     pixels = normalise.undo(batch.images.pixels[:MOST].detach()).cpu()
-    tiles = [_tile(batch, index, picture, decode) for index, picture in enumerate(pixels)]
+    tiles = [_tile(batch, index, picture, decode, classes) for index, picture in enumerate(pixels)]
     rows = [tiles[first : first + COLUMNS] for first in range(0, len(tiles), COLUMNS)]
     widths = [max(tile.width for tile in tiles[column::COLUMNS]) + GAP for column in range(len(rows[0]))]
     heights = [max(tile.height for tile in row) + GAP for row in rows]
@@ -74,7 +82,7 @@ def draw_batch(batch: Batch, decode: Decode, normalise: Normalise) -> Image.Imag
     return sheet
 
 
-def _tile(batch: Batch, index: int, pixels: Tensor, decode: Decode) -> Image.Image:
+def _tile(batch: Batch, index: int, pixels: Tensor, decode: Decode, classes: Sequence[str]) -> Image.Image:
     """Picture number ``index`` from (3, H, W) uint8, with its prompt below."""
     target = batch.targets[index]
     picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
@@ -85,6 +93,10 @@ def _tile(batch: Batch, index: int, pixels: Tensor, decode: Decode) -> Image.Ima
     groups = list(dict.fromkeys(owned))  # boxes of the same tokens
     texts = [_text(decode, ids, tokens) for tokens in owned]
     colours = [colour_of(groups.index(tokens)) for tokens in owned]
+    if batch.text is None:
+        labels = target.labels.tolist()
+        texts = [classes[label - 1] if 0 < label <= len(classes) else str(label) for label in labels]
+        colours = [colour_of(label) for label in labels]
     picture = draw_boxes(picture, boxes, [(text, "") for text in texts], colours)
     owner = {token: colour_of(number) for number, tokens in reversed(list(enumerate(groups))) for token in tokens}
     prompt = _prompt([(decode([ids[i] for i in run]), colour) for colour, run in _runs(len(ids), owner)], picture.width)

@@ -23,7 +23,7 @@ from maskrcnn_benchmark.checkpoint.io import file_digest
 from maskrcnn_benchmark.data.loader import EvalLoader, Loaded, eval_loader
 from maskrcnn_benchmark.engine.distributed import World
 from maskrcnn_benchmark.engine.inference import Model
-from maskrcnn_benchmark.engine.questions import CaptionQuestions, ClassQuestions, Questions
+from maskrcnn_benchmark.engine.questions import CaptionQuestions, ClassQuestions, NoQuestions, Questions
 from maskrcnn_benchmark.engine.shards import Found, PredictionStore, key_of
 from maskrcnn_benchmark.engine.tasks import Task, describe
 from maskrcnn_benchmark.evaluation.report import write_files
@@ -110,10 +110,28 @@ def evaluate_all(model: Model, tasks: Sequence[Task], world: World | None = None
 
 
 def _questions(task: Task, model: Model) -> Questions:
+    if task.recipe.tokenizer is None:
+        _compare_classes(task, model)
+        return NoQuestions(task.dataset)
     together = task.loader.together or TOGETHER.get(model.device.type, TOGETHER_ELSEWHERE)
     if task.texts:
         return ClassQuestions(task.dataset, task.texts, task.recipe, together)
     return CaptionQuestions(task.dataset, task.recipe, together)
+
+
+def _compare_classes(task: Task, model: Model) -> None:
+    """Tell when classes of a data set are called otherwise than those that the detector was trained on."""
+    names = [name for _, name in task.dataset.prompt_categories]
+    other = [pair for pair in zip(model.classes, names, strict=False) if pair[0] != pair[1]]
+    if other:
+        logger.warning(
+            "%s: %d of %d classes have other names than in the training of these weights, the first is %r there and %r "
+            "here: detections count by number",
+            task.name,
+            len(other),
+            len(names),
+            *other[0],
+        )
 
 
 def _loader(task: Task) -> EvalLoader:
@@ -173,13 +191,14 @@ def _unread(questions: Questions, loader: EvalLoader, unit: Unit) -> list[Found]
 def _key(model: Model, task: Task, loader: EvalLoader) -> str:
     """Says what is evaluated with which model, in all processes alike; a model without a key is like no other."""
     recipe = task.recipe
+    tokenizer = recipe.tokenizer.name if recipe.tokenizer is not None else None
     return key_of(
         [
             model.key or time.time_ns(),
             model.device.type,
             file_digest(task.entry.annotations) if task.entry.annotations.is_file() else str(task.entry.annotations),
             [text.prompts[0].text for text in task.texts],
-            [sorted(vars(recipe.transform).items()), recipe.tokenizer.name, recipe.pad_to, recipe.divisibility],
+            [sorted(vars(recipe.transform).items()), tokenizer, recipe.pad_to, recipe.divisibility],
             loader.plan,
         ]
     )
@@ -192,10 +211,16 @@ def _card(model: Model, task: Task) -> dict[str, object]:
         "weights": str(model.weights.path),
         "weights_sha256": model.weights.digest,
         "model": model.key,
-        "prompts": [text.prompts[0].text for text in task.texts] or "the caption of each picture",
+        "prompts": _prompts(task),
         "batch_size": task.loader.batch_size,
         "mixed_batches": task.loader.mixed,
     }
+
+
+def _prompts(task: Task) -> list[str] | str:
+    if task.recipe.tokenizer is None:
+        return "none, the classes are those of the network"
+    return [text.prompts[0].text for text in task.texts] or "the caption of each picture"
 
 
 def _run_card(model: Model, task: Task, world: World, seconds: float) -> dict[str, object]:

@@ -45,6 +45,9 @@ TUNING: dict[str, tuple[bool, ...]] = {  # values of _KEYS
 PREDICTORS = ("bbox_pred", "cls_logits", "centerness", "dot_product_projection_text", "log_scale", "bias_lang", "bias0")
 """Of the head, what ``MODEL.LINEAR_PROB`` leaves to train."""
 
+MDETR_TEXT = "transformer.text_encoder"
+"""Of MDETR; it keeps its dropout when it is frozen, as published."""
+
 
 def with_tuning(cfg: Cfg) -> Cfg:
     """The config that ``SOLVER.TUNING_HIGHLEVEL_OVERRIDE`` makes of a config; to be used for building and all else."""
@@ -62,19 +65,25 @@ def freeze(cfg: Cfg, model: Detector) -> None:
 
     Args:
         cfg: From :func:`with_tuning`.
-        model: FIBER or GLIP.
+        model: FIBER, GLIP or MDETR.
 
     Raises:
         ConfigError: a linear probe on parts that train, or a part that the model does not have.
     """
     root = "fusion_backbone." if hasattr(model, "fusion_backbone") else ""
     asked = {
-        "MODEL.BACKBONE.FREEZE": (cfg.MODEL.BACKBONE.FREEZE, [f"{root}backbone.body"]),
+        "MODEL.BACKBONE.FREEZE": (
+            cfg.MODEL.BACKBONE.FREEZE,
+            [_part_of(model, f"{root}backbone.body", "backbone.0.body")],
+        ),
         "MODEL.FPN.FREEZE": (cfg.MODEL.FPN.FREEZE, [f"{root}backbone.fpn"]),
-        "MODEL.LANGUAGE_BACKBONE.FREEZE": (cfg.MODEL.LANGUAGE_BACKBONE.FREEZE, [f"{root}language_backbone.body"]),
+        "MODEL.LANGUAGE_BACKBONE.FREEZE": (
+            cfg.MODEL.LANGUAGE_BACKBONE.FREEZE,
+            [_part_of(model, f"{root}language_backbone.body", MDETR_TEXT)],
+        ),
         "MODEL.RPN.FREEZE": (cfg.MODEL.RPN.FREEZE, ["rpn.head", *_beside_head(model)]),
     }
-    parts: list[str] = []
+    parts = list(model.frozen)
     for key, (on, names) in asked.items():
         if on and not _has(model, names[0]):
             raise ConfigError(f"{key} True ({cfg.source(key)}): this model has no {names[0]}, set it to False")
@@ -88,12 +97,17 @@ def freeze(cfg: Cfg, model: Detector) -> None:
         parts.append("rpn.head.cls_logits")  # words are the classifier
     for part in parts:
         model.get_submodule(part).requires_grad_(False)
-    model.frozen = tuple(dict.fromkeys(parts))
+    model.frozen = tuple(dict.fromkeys(part for part in parts if not part.endswith(MDETR_TEXT)))
     model.train(model.training)
 
 
 def _has(model: nn.Module, part: str) -> bool:
     return any(name == part for name, _ in model.named_modules())
+
+
+def _part_of(model: nn.Module, grounding: str, mdetr: str) -> str:
+    """The name of a part in this kind of model."""
+    return next((name for name in (mdetr, f"detr.{mdetr}") if _has(model, name)), grounding)
 
 
 def _beside_head(model: nn.Module) -> list[str]:

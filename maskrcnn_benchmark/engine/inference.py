@@ -1,19 +1,24 @@
-"""How pictures and words become the input of a grounding detector: what evaluation, the API and the demo share."""
+"""How pictures and words become the input of a detector: what evaluation, the API and the demo share."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, cast
 
 import torch
 
 from maskrcnn_benchmark.checkpoint.io import Report, find_weights, load_weights
+from maskrcnn_benchmark.checkpoint.rules import FASTER_RCNN
 from maskrcnn_benchmark.config import Cfg
+from maskrcnn_benchmark.data.classes import closed_vocabulary
 from maskrcnn_benchmark.data.transforms import EvalTransform
+from maskrcnn_benchmark.engine.classes import find_classes
 from maskrcnn_benchmark.engine.device import pick_device
+from maskrcnn_benchmark.errors import PromptError
 from maskrcnn_benchmark.modeling.build import build_detector
 from maskrcnn_benchmark.modeling.interface import Detector, ImageState, TextState
 from maskrcnn_benchmark.structures import Detections, ImageBatch, Prompt, TextBatch
@@ -27,13 +32,24 @@ class Recipe:
     """The settings between a picture or a word and the network."""
 
     transform: EvalTransform
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None  # None: the detector reads no text, it knows a fixed list of classes
     prompts: PromptOptions
     pad_to: int | None  # length of every prompt in tokens; None: its own
     divisibility: int  # sides of a padded batch are multiples of this
 
+    @property
+    def reader(self) -> Tokenizer:
+        """The tokenizer.
+
+        Raises:
+            PromptError: the detector reads no text.
+        """
+        if self.tokenizer is None:
+            raise PromptError("this detector knows a fixed list of classes and reads no text: ask it for its classes")
+        return self.tokenizer
+
     def text(self, prompts: Sequence[Prompt]) -> TextBatch:
-        return text_batch(prompts, self.tokenizer, max_length=self.prompts.max_tokens, pad_to=self.pad_to)
+        return text_batch(prompts, self.reader, max_length=self.prompts.max_tokens, pad_to=self.pad_to)
 
 
 @dataclass(frozen=True)
@@ -45,6 +61,7 @@ class Model:
     device: torch.device
     weights: Report
     key: str = ""  # equal for models that answer alike; empty: like no other
+    classes: tuple[str, ...] = ()  # names of labels 1, 2, ..., where the detector reads no text
 
     @torch.inference_mode()
     def encode_image(self, images: ImageBatch) -> ImageState:
@@ -59,6 +76,12 @@ class Model:
         """One result per picture: all that the prompts find, best first."""
         found = [self.detector.detect(image, text) for text in texts]
         return [Detections.cat(parts) for parts in zip(*found, strict=True)]
+
+    @torch.inference_mode()
+    def find_all(self, image: ImageState) -> list[Detections]:
+        """One result per picture, of a detector that reads no text: all that is of one of its classes."""
+        detect = cast(Callable[[ImageState], list[Detections]], self.detector.detect)  # its reads_text is False
+        return detect(image)
 
     @torch.inference_mode()
     def ask(self, image: ImageState, text: TextState) -> list[list[Detections]]:
@@ -82,7 +105,7 @@ def build_recipe(cfg: Cfg) -> Recipe:
     transform = EvalTransform(
         min_size=cfg.INPUT.MIN_SIZE_TEST,
         max_size=cfg.INPUT.MAX_SIZE_TEST,
-        mean=cfg.INPUT.PIXEL_MEAN,
+        mean=cfg.INPUT.TEST_PIXEL_MEAN or cfg.INPUT.PIXEL_MEAN,
         std=cfg.INPUT.PIXEL_STD,
         bgr=cfg.INPUT.TO_BGR255,
     )
@@ -95,7 +118,7 @@ def build_recipe(cfg: Cfg) -> Recipe:
     )
     return Recipe(
         transform=transform,
-        tokenizer=load_tokenizer(language.TOKENIZER_TYPE),
+        tokenizer=None if closed_vocabulary(cfg) else load_tokenizer(language.TOKENIZER_TYPE),
         prompts=options,
         pad_to=language.MAX_QUERY_LEN if cfg.TEST.PAD_TEXT else None,
         divisibility=cfg.DATALOADER.SIZE_DIVISIBILITY,
@@ -116,10 +139,12 @@ def load(cfg: Cfg, weights: str | Path, device: torch.device | None = None) -> M
     """
     path, device, recipe = find_weights(weights), device or pick_device(cfg.MODEL.DEVICE), build_recipe(cfg)
     detector = build_detector(cfg)
-    report = load_weights(detector, path)
-    key = json.dumps([report.digest, cfg.MODEL, cfg.TEST.MDETR_STYLE_AGGREGATE_CLASS_NUM], sort_keys=True, default=str)
+    report = load_weights(detector, path, rules=FASTER_RCNN, ema=which_weights(cfg))
+    facts = [report.digest, which_weights(cfg), cfg.MODEL, cfg.TEST.MDETR_STYLE_AGGREGATE_CLASS_NUM]
+    key = json.dumps(facts, sort_keys=True, default=str)
     key = hashlib.sha256(key.encode()).hexdigest()
-    return Model(detector.to(device).eval().requires_grad_(False), recipe, device, report, key)
+    classes = find_classes(cfg, path) if recipe.tokenizer is None else ()
+    return Model(detector.to(device).eval().requires_grad_(False), recipe, device, report, key, classes)
 
 
 def check_weights(cfg: Cfg, weights: str | Path) -> Report:
@@ -131,4 +156,9 @@ def check_weights(cfg: Cfg, weights: str | Path) -> Report:
     pick_device(cfg.MODEL.DEVICE)
     with torch.device("meta"):
         detector = build_detector(cfg)
-    return load_weights(detector, weights)
+    return load_weights(detector, weights, rules=FASTER_RCNN, ema=which_weights(cfg))
+
+
+def which_weights(cfg: Cfg) -> bool | Literal["preferred"]:
+    """Of a checkpoint with two sets of weights; see :func:`~maskrcnn_benchmark.checkpoint.io.read_state_dict`."""
+    return "preferred" if cfg.TEST.USE_EMA else False

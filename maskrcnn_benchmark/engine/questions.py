@@ -95,6 +95,30 @@ class ClassQuestions:
         return self._states[group]
 
 
+class NoQuestions:
+    """Nothing is asked: the detector knows a fixed list of classes, those of the data set.
+
+    Args:
+        dataset: Its pictures are the entries.
+    """
+
+    parts = 1
+
+    def __init__(self, dataset: ClassPictures):
+        self.dataset = dataset
+        self.entries = len(dataset)
+
+    def pieces(self, picture: int, parts: range) -> list[Piece]:
+        return [(picture, 0)]
+
+    def find(self, model: Model, loaded: Loaded, parts: range) -> Iterator[Found]:
+        found = model.find_all(model.encode_image(loaded.images))
+        yield from (Found(number, 0, item) for number, item in zip(loaded.numbers, found, strict=True))
+
+    def meta(self, entry: int, orig_size: Size) -> ImageMeta:
+        return self.dataset.meta(entry, orig_size)
+
+
 class CaptionQuestions:
     """The captions of each picture, which is encoded once for all of them.
 

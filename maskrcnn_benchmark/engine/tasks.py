@@ -11,21 +11,23 @@ from typing import Any
 
 from maskrcnn_benchmark.config import Cfg
 from maskrcnn_benchmark.data.catalog import Entry, resolve
+from maskrcnn_benchmark.data.classes import check_classes, closed_vocabulary
 from maskrcnn_benchmark.data.datasets.captions import CaptionSet
 from maskrcnn_benchmark.data.datasets.coco import CocoDataset
-from maskrcnn_benchmark.data.datasets.lvis import LvisDataset
-from maskrcnn_benchmark.data.datasets.voc import VocDataset
+from maskrcnn_benchmark.data.datasets.modulated_captions import ModulatedCaptions
 from maskrcnn_benchmark.data.missing import refuse_missing
+from maskrcnn_benchmark.engine.classes import CLASS_SETS
 from maskrcnn_benchmark.engine.inference import Recipe, build_recipe
-from maskrcnn_benchmark.errors import ConfigError
+from maskrcnn_benchmark.errors import ConfigError, DataError
 from maskrcnn_benchmark.evaluation.build import EVALUATORS, Protocols, make_evaluator
 from maskrcnn_benchmark.evaluation.expected import check_expected
 from maskrcnn_benchmark.evaluation.interface import Evaluator
 from maskrcnn_benchmark.structures import TextBatch
 from maskrcnn_benchmark.text.prompts import class_prompts
 
-CLASS_SETS: dict[str, Any] = {"coco": CocoDataset, "lvis": LvisDataset, "voc": VocDataset}
-CAPTION_SETS = ("flickr", "refexp")
+CAPTION_SETS = ("flickr", "gqa", "phrasecut", "refexp")
+ASKED_ANYTHING = {"MDETR": True, "MDETR_SEGM": False}
+"""``MODEL.META_ARCHITECTURE`` of detectors that say what a caption names at all -> whether all of their boxes come."""
 TASKS = {"detection": tuple(CLASS_SETS), "grounding": CAPTION_SETS}
 """``TEST.EVAL_TASK`` -> kinds of data set that it can be."""
 
@@ -48,7 +50,7 @@ class Task:
     name: str  # that of the data set, after that of its task file where the former is not enough
     dataset: Any  # class or caption pictures, see engine/questions.py
     entry: Entry
-    texts: tuple[TextBatch, ...]  # prompts of all pictures; none where pictures have captions
+    texts: tuple[TextBatch, ...]  # prompts of all pictures; none where pictures have captions, or nothing reads them
     recipe: Recipe
     loader: LoaderSettings
     evaluator: Callable[[], Evaluator]  # reads the ground truth when it is called
@@ -102,13 +104,17 @@ def plan_tasks(cfg: Cfg, folder: Path, group: str = "") -> list[Task]:
     config = cfg.dump_with_sources()
     tasks = []
     for entry in entries:
-        dataset: Any = _read(entry, override)
+        dataset: Any = _read(cfg, entry, override)
         texts: tuple[TextBatch, ...] = ()
         if settings.on_bad_image == "stop":
             refuse_missing(dataset)
-        if entry.kind in CLASS_SETS:
-            prompts = class_prompts(dataset.prompt_categories, recipe.prompts, recipe.tokenizer)
+        if closed_vocabulary(cfg):
+            check_classes(cfg, entry.name, [name for _, name in dataset.prompt_categories])
+        elif entry.kind in CLASS_SETS:
+            prompts = class_prompts(dataset.prompt_categories, recipe.prompts, recipe.reader)
             texts = tuple(recipe.text([prompt]) for prompt in prompts)
+        else:
+            _refuse_long(dataset, recipe)
         name = f"{group}/{entry.name}" if group else entry.name
         evaluator = partial(make_evaluator, entry, dataset, protocols)
         compare = partial(check_expected, rows=expected, sigma_tol=tolerance, task=name)
@@ -119,6 +125,7 @@ def plan_tasks(cfg: Cfg, folder: Path, group: str = "") -> list[Task]:
 def _protocols(cfg: Cfg, evaluators: set[str]) -> Protocols:
     """How the evaluators measure; a key of one that is not used counts as not read."""
     protocols = Protocols(engine=cfg.TEST.EVAL_ENGINE)
+    protocols = replace(protocols, boxes=ASKED_ANYTHING.get(cfg.MODEL.META_ARCHITECTURE, False))
     if "flickr" in evaluators:
         protocols = replace(protocols, flickr=cfg.DATASETS.FLICKR_GT_TYPE)
     if "lvis" in evaluators:
@@ -141,6 +148,8 @@ def problem_of(cfg: Cfg, entry: Entry) -> str:
         return (
             f"data set {entry.name!r} is of kind {entry.kind!r}, and the evaluator {entry.evaluator!r} scores {kinds}"
         )
+    if entry.kind in CAPTION_SETS and closed_vocabulary(cfg):
+        return f"data set {entry.name!r} is of kind {entry.kind!r}, captions, and this detector reads no text"
     task = cfg.TEST.EVAL_TASK
     if task and entry.kind not in TASKS[task]:
         other = next(name for name, kinds in TASKS.items() if entry.kind in kinds)
@@ -174,9 +183,23 @@ def _entry(cfg: Cfg, name: str) -> Entry:
     return entry
 
 
-def _read(entry: Entry, override: Any) -> Any:
+def _refuse_long(dataset: CaptionSet, recipe: Recipe) -> None:
+    """Find a caption that the network cannot read before the first picture is."""
+    limit = recipe.prompts.max_tokens
+    for picture in range(len(dataset)):
+        for entry, prompt in zip(dataset.entries(picture), dataset.prompts(picture), strict=True):
+            if (count := recipe.reader.count(prompt.text)) > limit:
+                raise DataError(
+                    f"{dataset.annotations}: images (id {dataset.meta(entry, (0, 0)).image_id!r}): the caption "
+                    f"{prompt.text[:40]!r}... takes {count} tokens, more than MODEL.LANGUAGE_BACKBONE.MAX_QUERY_LEN "
+                    f"{limit}: shorten it, or take it out"
+                )
+
+
+def _read(cfg: Cfg, entry: Entry, override: Any) -> Any:
     if entry.kind in CAPTION_SETS:
-        return CaptionSet.from_entry(entry)
+        modulated = cfg.MODEL.META_ARCHITECTURE in ASKED_ANYTHING
+        return (ModulatedCaptions if modulated else CaptionSet).from_entry(entry)
     if entry.kind == "coco":
         return CocoDataset.from_entry(entry, override_categories=override)
     if override is not None:
@@ -189,7 +212,10 @@ def _read(entry: Entry, override: Any) -> Any:
 def describe(task: Task) -> str:
     """What a task will do, in a few lines."""
     head = f"{task.name}: {len(task.dataset)} pictures, "
-    tail = f", batches of {task.loader.batch_size}\n  annotations {task.entry.annotations}\n  prompt "
+    batches = f", batches of {task.loader.batch_size}\n  annotations {task.entry.annotations}"
+    tail = f"{batches}\n  prompt "
+    if task.recipe.tokenizer is None:
+        return f"{head}the {len(task.dataset.prompt_categories)} classes of the network{batches}"
     if not task.texts:
         first = task.dataset.prompts(0)[0].text
         return f"{head}{task.dataset.num_entries} captions{tail}{first!r} ..."

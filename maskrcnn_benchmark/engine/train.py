@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from maskrcnn_benchmark.checkpoint import resume
+from maskrcnn_benchmark.checkpoint.io import CLASSES
 from maskrcnn_benchmark.data.training import TrainingData
 from maskrcnn_benchmark.engine import distributed
 from maskrcnn_benchmark.engine.amp import Precision
@@ -51,6 +52,7 @@ class Training:
         log_period: Steps in a row of ``metrics.jsonl``.
         boards: Where scalars go beside ``metrics.jsonl``: names of :data:`maskrcnn_benchmark.engine.boards.BOARDS`.
         resume_optimizer: Take the optimizer's averages from a checkpoint too; False: they begin anew.
+        classes: Names of the labels, where the detector reads no text; they go into the checkpoints.
         look: Called in the main process with the number of a step and the first batch of it, before the step.
     """
 
@@ -70,6 +72,7 @@ class Training:
     log_period: int = 20
     boards: Sequence[str] = ()
     resume_optimizer: bool = True
+    classes: Sequence[str] = ()
     look: Callable[[int, Batch], None] | None = None
 
     @property
@@ -102,7 +105,7 @@ def train(run: Training) -> dict[str, Any]:
         journal.boards = open_boards(run.boards, run.folder, run.solver.done)
     with Signals() as signals, journal:
         if owed:
-            _milestone(run, journal)
+            _milestone(run, journal, scored=True)
         elif run.on_bad_loss == "rollback" and not run.solver.done:
             _save(run, journal)  # to go back to
         _steps(run, journal, signals)
@@ -142,15 +145,15 @@ def _steps(run: Training, journal: Journal, signals: Signals) -> None:
             values = {}
         done = run.solver.done
         journal.record(done, values, run.lr)
-        due = done % run.plan.period == 0 or done == run.plan.steps
+        scored = run.evaluate is not None and run.plan.tests(done)
         stop = distributed.any_process(signals.received is not None) and done < run.plan.steps
         if stop:
-            _save(run, journal, owed=due and run.evaluate is not None)
+            _save(run, journal, owed=scored)
             if distributed.any_process(signals.come_back) and run.world.main:
                 requeue()
             raise Interrupted(f"{signals.name}: saved after {done} of {run.plan.steps} steps, run again to go on")
-        if due:
-            _milestone(run, journal)
+        if scored or run.plan.saves(done):
+            _milestone(run, journal, scored)
 
 
 def _newest(run: Training) -> Path | None:
@@ -273,10 +276,10 @@ def _go_back(run: Training) -> Path | None:
     return path
 
 
-def _milestone(run: Training, journal: Journal) -> None:
-    """Score the weights where that is asked for, and save."""
+def _milestone(run: Training, journal: Journal, scored: bool) -> None:
+    """Score the weights, where it is their turn, and save."""
     best = False
-    if run.evaluate is not None:
+    if scored and run.evaluate is not None:
         best = run.solver.evaluated(distributed.hand_out(run.evaluate(run.solver.done)))
         run.model.train()
     _save(run, journal, best=best)
@@ -316,6 +319,7 @@ def _save(
             "rng": everywhere,
             "journal": journal.state_dict(),
             "data": _data_facts(run),
+            **({CLASSES: list(run.classes)} if run.classes else {}),
             "owed": owed,
             **run.solver.state_dict(),
         }

@@ -8,12 +8,18 @@ from typing import Any
 
 from maskrcnn_benchmark.data.catalog import Entry
 from maskrcnn_benchmark.evaluation.coco import CocoEvaluator
-from maskrcnn_benchmark.evaluation.coco_variants import CocoAgnosticEvaluator, CocoZeroShotEvaluator
+from maskrcnn_benchmark.evaluation.coco_variants import (
+    CaptionBoxesEvaluator,
+    CocoAgnosticEvaluator,
+    CocoZeroShotEvaluator,
+)
 from maskrcnn_benchmark.evaluation.flickr import FlickrEvaluator
 from maskrcnn_benchmark.evaluation.interface import Evaluator
 from maskrcnn_benchmark.evaluation.lvis import LvisEvaluator
+from maskrcnn_benchmark.evaluation.phrasecut import PhraseCutEvaluator
 from maskrcnn_benchmark.evaluation.proposals import ProposalEvaluator
 from maskrcnn_benchmark.evaluation.refexp import RefExpEvaluator
+from maskrcnn_benchmark.evaluation.together import WithBoxes
 from maskrcnn_benchmark.evaluation.voc import VocEvaluator
 
 
@@ -25,6 +31,7 @@ class Protocols:
     flickr: str = "separate"  # every box of a phrase counts | merged: one box around them
     lvis: str = "fixed"  # the best 10,000 of a class | standard: the best 300 of a picture
     voc: str = "lineage"  # see evaluation/voc.py
+    boxes: bool = False  # of captions: AP of all boxes too; for detectors that score them whatever phrase they are of
 
 
 @dataclass(frozen=True)
@@ -57,9 +64,16 @@ def _coco_zero_shot(entry: Entry, dataset: Any, protocols: Protocols) -> Evaluat
     )
 
 
+def _caption_boxes(entry: Entry, protocols: Protocols) -> CaptionBoxesEvaluator:
+    return CaptionBoxesEvaluator(entry.annotations, engine=protocols.engine)
+
+
 def _lvis(entry: Entry, dataset: Any, protocols: Protocols) -> Evaluator:
     return LvisEvaluator(entry.annotations, dataset.label_to_category, protocol=protocols.lvis, engine=protocols.engine)
 
+
+CAPTIONED = ("flickr", "gqa", "phrasecut", "refexp")
+"""Kinds of data sets with captions."""
 
 EVALUATORS: dict[str, Choice] = {
     "coco": Choice(("coco",), _coco),
@@ -72,6 +86,8 @@ EVALUATORS: dict[str, Choice] = {
         ("flickr",), lambda entry, dataset, protocols: FlickrEvaluator.from_entry(entry, protocols.flickr)
     ),
     "refexp": Choice(("refexp",), lambda entry, dataset, protocols: RefExpEvaluator(entry.annotations)),
+    "phrasecut": Choice(("phrasecut",), lambda entry, dataset, protocols: PhraseCutEvaluator.from_entry(entry)),
+    "caption_boxes": Choice(CAPTIONED, lambda entry, dataset, protocols: _caption_boxes(entry, protocols)),
 }
 """What the key ``evaluator`` of an entry can be."""
 
@@ -88,4 +104,7 @@ def make_evaluator(entry: Entry, dataset: Any, protocols: Protocols) -> Evaluato
         DataError: the ground truth is wrong.
         ConfigError: a protocol or engine is unknown or not installed.
     """
-    return EVALUATORS[entry.evaluator].make(entry, dataset, protocols)
+    evaluator = EVALUATORS[entry.evaluator].make(entry, dataset, protocols)
+    if not protocols.boxes or entry.kind not in CAPTIONED or entry.evaluator == "caption_boxes":
+        return evaluator
+    return WithBoxes(evaluator, _caption_boxes(entry, protocols))

@@ -53,7 +53,7 @@ class CocoEvaluator:
         iou_types: Sequence[str] = ("bbox",),
         use_cats: bool = True,
     ):
-        coco, self.where = read_coco(annotations)
+        coco, self.where = self._read(annotations)
         self.truth: dict[str, GroundTruth] = {
             kind: check_ground_truth(coco, self.where, kind, categories) for kind in iou_types
         }
@@ -64,6 +64,10 @@ class CocoEvaluator:
         self.digest = digest(annotations)
         self.found = Collector(self._main.number, self.where, label_to_category)
         self._scores: dict[str, CocoScores] | None = None
+
+    def _read(self, annotations: Row | str | Path) -> tuple[Row, str]:
+        """(COCO dict, what to call it in messages)."""
+        return read_coco(annotations)
 
     @property
     def _main(self) -> GroundTruth:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
+from maskrcnn_benchmark.data.datasets.json_index import mdetr_lists
 from maskrcnn_benchmark.errors import DataError
 from maskrcnn_benchmark.evaluation.check import Row
 from maskrcnn_benchmark.evaluation.coco import CocoEvaluator
 from maskrcnn_benchmark.evaluation.report import table
+from maskrcnn_benchmark.structures import Detections
 
 SPLIT = Path(__file__).with_name("coco_zeroshot.yaml")
 
@@ -37,6 +41,36 @@ class CocoAgnosticEvaluator(CocoEvaluator):
 
     def card(self) -> dict[str, Any]:
         return super().card() | {"protocol": {"name": "coco_agnostic"}}
+
+
+class CaptionBoxesEvaluator(CocoAgnosticEvaluator):
+    """All boxes of a caption, whatever phrase they are of: the "AP" (AP50) of MDETR's pre-training.
+
+    A "picture" is a caption. Where a detector says of boxes that the caption names them at all, with the label 0, they
+    count, and those of its phrases do not; else all count, whatever their label is. At most 100 of a caption do.
+
+    Args:
+        annotations: MDETR JSON.
+        engine: See :class:`CocoEvaluator`.
+    """
+
+    def __init__(self, annotations: str | Path, *, engine: str = "auto"):
+        super().__init__(annotations, {0: 1}, engine=engine)
+
+    def update(self, detections: Sequence[Detections]) -> None:
+        """See :meth:`CocoEvaluator.update`."""
+        for found in detections:
+            chosen = found[found.labels == 0] if (found.labels == 0).any() else found
+            super().update([replace(chosen, labels=torch.zeros_like(chosen.labels))])
+
+    def _read(self, annotations: Row | str | Path) -> tuple[Row, str]:
+        assert not isinstance(annotations, Mapping)
+        data = mdetr_lists(Path(annotations))
+        rows = [{**row, "category_id": 1} for row in data["annotations"]]
+        return {**data, "annotations": rows, "categories": [{"id": 1, "name": "object"}]}, str(annotations)
+
+    def card(self) -> dict[str, Any]:
+        return super().card() | {"protocol": {"name": "caption_boxes"}}
 
 
 class CocoZeroShotEvaluator(CocoEvaluator):

@@ -18,7 +18,8 @@ class Evaluator(Protocol):
         main: The number that stands for all of them, a key of :meth:`summary`.
     """
 
-    main: str
+    @property
+    def main(self) -> str: ...
 
     def update(self, detections: Sequence[Detections]) -> None:
         """Add some entries; boxes in pixels of the picture on disk.

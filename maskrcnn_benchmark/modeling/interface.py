@@ -126,6 +126,7 @@ def _storages(value: Any) -> Iterator[torch.UntypedStorage]:
 class Detector(nn.Module):
     """Finds things named in words; ``forward(batch: Batch, peers: Peers = ALONE) -> Losses`` is for training."""
 
+    reads_text = True  # False: a closed list of classes; there is no encode_text, and detect() takes no text
     frozen: tuple[str, ...] = ()  # names of modules that stay in evaluation mode, whatever train() is told
 
     def train(self, mode: bool = True) -> Detector:

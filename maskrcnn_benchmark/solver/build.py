@@ -13,14 +13,19 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from maskrcnn_benchmark.config import Cfg
+from maskrcnn_benchmark.config.node import DEFAULT
 from maskrcnn_benchmark.errors import ConfigError, WeightsError
 from maskrcnn_benchmark.solver.ema import Ema
+from maskrcnn_benchmark.solver.mdetr_schedule import MdetrSchedule
 from maskrcnn_benchmark.solver.param_groups import Rates, optimizer_groups, param_groups, table
 from maskrcnn_benchmark.solver.plan import Plan
 from maskrcnn_benchmark.solver.schedule import Best, Cosine, MultiStep, Plateau, Schedule, Warmup, WeightDecayDrops
 
 logger = logging.getLogger(__name__)
 
+PARTS = dict.fromkeys(("MDETR", "MDETR_SEGM"), ("text_encoder", "backbone"))
+"""``MODEL.META_ARCHITECTURE`` -> what the names of parameters of the text encoder and of the backbone contain, where it
+is not as in GLIP."""
 MOST_SKIPPED = 20  # steps in a row without finite gradients, before fp16 is given up
 
 
@@ -204,6 +209,7 @@ def build_solver(cfg: Cfg, model: nn.Module, plan: Plan, scaler: torch.amp.GradS
 def build_rates(cfg: Cfg) -> Rates:
     """Base values and factors of the parameter groups."""
     solver = cfg.SOLVER
+    text_part, body_part = PARTS.get(cfg.MODEL.META_ARCHITECTURE, (Rates.text_part, Rates.body_part))
     return Rates(
         base_lr=solver.BASE_LR,
         language_lr=solver.LANG_LR,
@@ -212,19 +218,34 @@ def build_rates(cfg: Cfg) -> Rates:
         weight_decay=solver.WEIGHT_DECAY,
         bias_weight_decay=solver.WEIGHT_DECAY_BIAS,
         norm_weight_decay_factor=solver.WEIGHT_DECAY_NORM_FACTOR,
+        text_part=text_part,
+        body_part=body_part,
+        body_lr=solver.BACKBONE_LR if solver.BACKBONE_LR >= 0 else None,
     )
 
 
 def milestones(cfg: Cfg, plan: Plan) -> list[int]:
-    """Steps at which the rate drops: ``SOLVER.STEPS``, fractions of the training or numbers of steps."""
-    if any(isinstance(step, float) and step == 1 for step in cfg.SOLVER.STEPS):
-        source = cfg.source("SOLVER.STEPS")
+    """Steps at which the rate drops.
+
+    With ``SOLVER.MAX_EPOCH`` they are ``STEPS_EPOCH``; else ``STEPS``, fractions of the training or numbers of steps.
+    The default of ``STEPS`` goes with that of ``MAX_ITER``, and is none of a training that is counted in epochs.
+    """
+    solver, source = cfg.SOLVER, cfg.source("SOLVER.STEPS")
+    if solver.MAX_EPOCH > 0 and solver.STEPS_EPOCH:
+        return [round(epoch * plan.steps / solver.MAX_EPOCH) for epoch in solver.STEPS_EPOCH]
+    if solver.MAX_EPOCH > 0 and source == DEFAULT:
+        return []
+    if any(isinstance(step, float) and step == 1 for step in solver.STEPS):
         logger.warning("SOLVER.STEPS (%s): 1.0 is step 1; fractions of the training are below 1", source)
-    return [round(step * plan.steps) if step < 1 else int(step) for step in cfg.SOLVER.STEPS]
+    return [round(step * plan.steps) if step < 1 else int(step) for step in solver.STEPS]
 
 
 def _schedule(cfg: Cfg, optimizer: Optimizer, plan: Plan) -> Schedule:
     solver = cfg.SOLVER
+    if solver.MDETR_SCHEDULE:
+        return MdetrSchedule(
+            optimizer, solver.MDETR_SCHEDULE, plan, drop=solver.MDETR_LR_DROP, warmup=solver.WARMUP_FRACTION
+        )
     warmup = Warmup(solver.WARMUP_ITERS, solver.WARMUP_FACTOR)
     if solver.USE_COSINE:
         return Cosine(optimizer, warmup, plan.steps, solver.MIN_LR)

@@ -1,4 +1,4 @@
-"""Which learning rate and weight decay each parameter gets: the rules of GLIP and FIBER, by parts of its name.
+"""Which learning rate and weight decay each parameter gets: the rules of GLIP, FIBER and MDETR, by parts of its name.
 
 ``"bias"`` is looked for anywhere in the name, as the reference does, so it also catches relative_position_bias_table,
 bias_lang and bias0.
@@ -16,7 +16,13 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Rates:
-    """Base values and factors."""
+    """Base values and factors.
+
+    Attributes:
+        text_part: Parameters with this in their name are of the text encoder.
+        body_part: Others with this in their name are of the backbone.
+        body_lr: Rate of the backbone; None: the base rate times ``body_lr_factor``.
+    """
 
     base_lr: float
     language_lr: float
@@ -25,6 +31,9 @@ class Rates:
     weight_decay: float = 0.0005
     bias_weight_decay: float = 0.0
     norm_weight_decay_factor: float = 1.0
+    text_part: str = "language_backbone"
+    body_part: str = "backbone.body"
+    body_lr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -36,12 +45,13 @@ class ParamGroup:
     pattern: str  # which rules made its values
     lr: float
     weight_decay: float
+    text: bool = False  # it is of the text encoder
 
 
 def param_groups(model: nn.Module, rates: Rates) -> list[ParamGroup]:
     """The trainable parameters of a model, in its order; frozen ones are left out."""
     return [
-        ParamGroup(name, parameter, *_values(name, rates))
+        ParamGroup(name, parameter, *_values(name, rates), text=rates.text_part in name)
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     ]
@@ -50,10 +60,11 @@ def param_groups(model: nn.Module, rates: Rates) -> list[ParamGroup]:
 def _values(name: str, rates: Rates) -> tuple[str, float, float]:
     """(pattern, learning rate, weight decay)."""
     pattern, lr, decay = "others", rates.base_lr, rates.weight_decay
-    if "language_backbone" in name:
-        pattern, lr = "*language_backbone*", rates.language_lr
-    elif "backbone.body" in name:
-        pattern, lr = "*backbone.body*", rates.base_lr * rates.body_lr_factor
+    if rates.text_part in name:
+        pattern, lr = f"*{rates.text_part}*", rates.language_lr
+    elif rates.body_part in name:
+        body_lr = rates.base_lr * rates.body_lr_factor if rates.body_lr is None else rates.body_lr
+        pattern, lr = f"*{rates.body_part}*", body_lr
     if "bias" in name:
         pattern, lr, decay = f"{pattern} *bias*", lr * rates.bias_lr_factor, rates.bias_weight_decay
     if "norm" in name or "Norm" in name:
@@ -62,15 +73,16 @@ def _values(name: str, rates: Rates) -> tuple[str, float, float]:
 
 
 def optimizer_groups(groups: Sequence[ParamGroup]) -> list[dict[str, Any]]:
-    """Groups for a torch optimizer, one for each pair of values.
+    """Groups for a torch optimizer, one for each pair of values; the text encoder, whose schedule may differ, apart.
 
     An optimizer works through a group at once, which is much faster than one group for each of hundreds of parameters
     and changes nothing else. Names go along, so that a checkpoint knows what it holds.
     """
-    merged: dict[tuple[float, float], dict[str, Any]] = {}
+    merged: dict[tuple[float, float, bool], dict[str, Any]] = {}
     for group in groups:
         lr, decay = group.lr, group.weight_decay
-        entry = merged.setdefault((lr, decay), {"params": [], "lr": lr, "weight_decay": decay})
+        values = {"lr": lr, "weight_decay": decay, "text": group.text}
+        entry = merged.setdefault((lr, decay, group.text), {"params": [], **values})
         entry["params"].append((group.name, group.parameter))
     return list(merged.values())
 

@@ -72,3 +72,21 @@ def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     centre, half = boxes[..., :2], boxes[..., 2:] / 2
     return torch.cat((centre - half, centre + half), dim=-1)
+
+
+def rescale(boxes: Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
+    """Corners in a picture of ``size`` (h, w) after it is resized: multiplied by the ratios of the sides."""
+    ratios = [new_size[1] / size[1], new_size[0] / size[0]]
+    return boxes * boxes.new_tensor(ratios).repeat(2)
+
+
+def flip_left_right(boxes: Tensor, width: int, plus_one: bool = False) -> Tensor:
+    """Corners after a picture of that width is mirrored."""
+    x1, y1, x2, y2 = boxes.unbind(dim=-1)
+    return torch.stack((width - x2 - int(plus_one), y1, width - x1 - int(plus_one), y2), dim=-1)
+
+
+def flip_top_bottom(boxes: Tensor, height: int, plus_one: bool = False) -> Tensor:
+    """Corners after a picture of that height is turned upside down."""
+    x1, y1, x2, y2 = boxes.unbind(dim=-1)
+    return torch.stack((x1, height - y2 - int(plus_one), x2, height - y1 - int(plus_one)), dim=-1)

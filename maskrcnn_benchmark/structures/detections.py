@@ -61,6 +61,19 @@ class Detections:
         return (self.names or {}).get(label, str(label))
 
     @classmethod
+    def of_input(
+        cls, boxes: Tensor, scores: Tensor, labels: Tensor, meta: ImageMeta, names: Mapping[int, str] | None = None
+    ) -> Detections:
+        """Boxes in pixels of the network's input, on any device, as detections of the picture on disk.
+
+        Corners are multiplied by the ratio of the sizes, although they count pixels from 0 to w - 1, as
+        maskrcnn-benchmark and its descendants do.
+        """
+        (height, width), (orig_height, orig_width) = meta.size, meta.orig_size
+        ratio = torch.tensor([orig_width / width, orig_height / height] * 2)
+        return cls(boxes.cpu().float() * ratio, scores.cpu().float(), labels.cpu(), meta, names=names)
+
+    @classmethod
     def empty(cls, meta: ImageMeta) -> Detections:
         return cls(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), meta)
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 Span = tuple[int, int]  # [begin, end) characters
+ANYTHING = 0
+"""The id of a first entity that stands for all that its text names, for detectors that say so of a box."""
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,14 @@ _ROBERTA = {"kind": "roberta", "vocab_size": 50265, "max_positions": 514, "type_
 TEXT_MODELS: dict[str, TextConfig] = {
     "bert-base-uncased": TextConfig(),
     "roberta-base": TextConfig(**_ROBERTA),  # type: ignore[arg-type]
+    "distilroberta-base": TextConfig(**_ROBERTA, layers=6),  # type: ignore[arg-type]
+    "roberta-large": TextConfig(  # MODEL.LANGUAGE_BACKBONE.LANG_DIM 1024 goes with it
+        **_ROBERTA,  # type: ignore[arg-type]
+        hidden=1024,
+        layers=24,
+        heads=16,
+        intermediate=4096,
+    ),
     "roberta-fused-v2": TextConfig(
         **_ROBERTA,  # type: ignore[arg-type]
         image_dims={6: 512, 7: 512, 8: 512, 9: 512, 10: 1024, 11: 1024},
@@ -258,6 +266,19 @@ class TextEncoder(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(P, L) ids -> last hidden states (P, L, D)."""
         return self.run(self.embed(input_ids, attention_mask), attention_mask, 0, self.config.layers)
+
+
+class PooledTextEncoder(TextEncoder):
+    """With the layer that released checkpoints of RoBERTa and of MDETR hold beside the encoder."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__(config)
+        self.pooler = nn.ModuleDict({"dense": nn.Linear(config.hidden, config.hidden)})
+        self.pooler.apply(init_text_weights)
+
+    def pool(self, hidden: Tensor) -> Tensor:
+        """Last hidden states (P, L, D) -> (P, D), one vector for each text."""
+        return self.pooler["dense"](hidden[:, 0]).tanh()  # type: ignore[no-any-return]
 
 
 def init_text_weights(module: nn.Module) -> None:

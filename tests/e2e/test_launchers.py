@@ -23,7 +23,8 @@ def _open_mpi() -> bool:
     return "Open MPI" in told.stdout
 
 
-pytestmark = [pytest.mark.full, pytest.mark.skipif(not _open_mpi(), reason="Open MPI's mpirun is not installed")]
+needs_mpirun = pytest.mark.skipif(not _open_mpi(), reason="Open MPI's mpirun is not installed")
+pytestmark = [pytest.mark.full, needs_mpirun]
 
 
 @pytest.fixture(scope="module")

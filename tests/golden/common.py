@@ -81,9 +81,11 @@ def golden_cases(system: str, *patterns: str, but: Sequence[str] = ()) -> list[A
 
 
 def is_full(path: Path) -> bool:
-    """Whether a case runs a network of released size (narrow ones say how small their text encoder is)."""
+    """Whether a case runs a network of released size (narrow ones say how small their text encoder or stem is)."""
     text = _text(path)
-    return '"config_file"' in text and '"small_language"' not in text
+    if any(f'"text_config_overrides": {nothing}' in text for nothing in ("{}", "null")):
+        return True
+    return '"STEM_OUT_CHANNELS": 64' in text or ('"config_file"' in text and '"small_language"' not in text)
 
 
 def load_case(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

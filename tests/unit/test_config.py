@@ -130,7 +130,8 @@ def test_values(key: str, text: object, value: object) -> None:
         (["MODEL.WEIGTH", "x"], "command line: no config key 'MODEL.WEIGTH'. Did you mean MODEL.WEIGHT?"),
         (
             ["MODEL.NUM_CONVS", "6"],
-            "command line: no config key 'MODEL.NUM_CONVS'. Did you mean MODEL.DYHEAD.NUM_CONVS?",
+            "command line: no config key 'MODEL.NUM_CONVS'. Did you mean MODEL.DYHEAD.NUM_CONVS or "
+            "MODEL.RETINANET.NUM_CONVS?",
         ),
         (["QUITE.ELSE", "1"], "command line: no config key 'QUITE.ELSE'."),
         (["TEST.SPEED=4", "x"], "command line: 'TEST.SPEED=4' is not a key: write TEST.SPEED 4 with a space"),
@@ -310,7 +311,8 @@ def test_what_nothing_read() -> None:
 
 def test_keys_without_effect_are_noted_once() -> None:
     keys = ("MODEL.FCOS.NUM_CLASSES", "MODEL.RETINANET.DETECTIONS_PER_IMG", "MODEL.ROI_HEADS.DETECTIONS_PER_IMG")
-    cfg = load_cfg(opts=[*(word for key in keys for word in (key, 8)), "MODEL.WEIGHTS", "x.pth"])
+    opts = [*(word for key in keys for word in (key, 8)), "MODEL.WEIGHTS", "x.pth"]
+    cfg = load_cfg(opts=[*opts, "MODEL.META_ARCHITECTURE", "GeneralizedVLRCNN"])
     assert cfg.notes == [
         "command line: MODEL.FCOS.NUM_CLASSES: no effect, as in the original (the data set says how many classes it "
         "has)",
@@ -318,7 +320,8 @@ def test_keys_without_effect_are_noted_once() -> None:
         "original (of another detector)",
         "command line: MODEL.WEIGHTS: called MODEL.WEIGHT here",
     ]
-    assert changed(cfg) == {"MODEL.WEIGHT": "x.pth"}
+    assert changed(cfg) == {"MODEL.WEIGHT": "x.pth", "MODEL.META_ARCHITECTURE": "GeneralizedVLRCNN"}
+    assert load_cfg(opts=opts[-4:]).MODEL.ROI_HEADS.DETECTIONS_PER_IMG == 8  # a detector that reads it
 
 
 def test_a_loaded_config_does_not_change() -> None:

@@ -109,7 +109,7 @@ def test_an_unknown_name_lists_the_closest_and_how_to_register(tmp_path: Path) -
 
 
 def test_a_kind_of_a_later_version_is_refused_before_its_files_are_looked_for(tmp_path: Path) -> None:
-    for name in ("gqa_val", "imagenetcls_train_cam3nms8xyxy"):
+    for name in ("imagenet_lvis_v1", "imagenet_lvis-21k"):
         with pytest.raises(DataError, match=r"this version cannot read data of kind '\w+', only coco"):
             resolve(config(tmp_path), name, "test")
         with pytest.raises(DataError, match=r"this version cannot read data of kind '\w+', only coco, coco_grounding"):

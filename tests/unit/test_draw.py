@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -95,3 +97,14 @@ def test_lines_grow_with_the_picture() -> None:
 
 def test_nothing_found_is_the_picture() -> None:
     assert np.array_equal(np.asarray(draw(grey(), found())), np.asarray(grey()))
+
+
+def test_masks_tint_their_pixels() -> None:
+    masks = torch.zeros(2, 120, 200, dtype=torch.bool)
+    masks[0, 60:70, 40:50] = True
+    masks[1, 60:70, 45:55] = True
+    rows = found(([20, 40, 90, 100], 0.9, 1), ([20, 40, 90, 100], 0.4, 2))
+    drawn = np.asarray(draw(grey(), replace(rows, masks=masks)))
+    assert drawn[65, 42].tolist() == drawn[65, 47].tolist(), "the best lies on top"
+    assert drawn[65, 42].tolist() != drawn[65, 52].tolist()
+    assert drawn[65, 60].tolist() == [90, 90, 90]

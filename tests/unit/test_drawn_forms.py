@@ -238,7 +238,7 @@ def test_labels(tmp_path: Path) -> None:
     assert {item.shape for turn in (1, 2) for item in world.of_class("moon", turn).items} == {"moon"}
 
 
-@pytest.mark.parametrize("form", ["coco", "lvis", "flickr", "refcoco", "voc", "tsv"])
+@pytest.mark.parametrize("form", ["coco", "lvis", "flickr", "refcoco", "phrasecut", "voc", "tsv"])
 def test_a_config_can_register_it(tmp_path: Path, form: str) -> None:
     done = written(tmp_path, form, count=4, classes=CLASSES)
     (tmp_path / "task.yaml").write_text(yaml.safe_dump({"DATASETS": {"REGISTER": {"drawn": done.entry}}}))

@@ -151,7 +151,7 @@ def test_names_become_words(tmp_path: Path) -> None:
         (["--names", "cup"], "'cup' is not CLASS=WORDS"),
         (["--caption-prompt", "nowhere.yaml"], "--caption-prompt 'nowhere.yaml': no such file"),
         (["--model", "fibre-b"], "no released model is called 'fibre-b'"),
-        (["--model", "mdetr-r101"], "this version has no config for it"),
+        (["--model", "decola-r50-lbase-phase1"], "this version has no config for it"),
         (["--output", "a,b"], "a comma cannot be in the name"),
     ],
 )

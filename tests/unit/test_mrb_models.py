@@ -72,7 +72,8 @@ def get(one: zoo.Released, folder: Path) -> tuple[Path, list[str]]:
 
 def test_every_entry_is_whole() -> None:
     models = zoo.released()
-    assert {model.system for model in models.values()} == {"FIBER", "GLIP", "MDETR", "DECOLA", "DAP"}
+    systems = {"FIBER", "GLIP", "MDETR", "DECOLA", "DAP", "maskrcnn-benchmark", "MSRA"}
+    assert {model.system for model in models.values()} == systems
     assert len({model.file for model in models.values()}) == len(models)
     for model in models.values():
         assert model.about
@@ -99,8 +100,10 @@ def test_the_list_and_the_details(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in told for name in zoo.released())
     assert mrb.main(["models", "mdetr-enb5"]) == 0
     told = capsys.readouterr().out
-    for words in ("2.7 GB", "licence of the weights", "GQA", "zenodo.org", "not published", "none in this version"):
+    for words in ("2.7 GB", "licence of the weights", "GQA", "zenodo.org", "not published", "configs/mdetr/"):
         assert words in told
+    assert mrb.main(["models", "mdetr-clevr"]) == 0
+    assert "none in this version" in capsys.readouterr().out
     assert mrb.main(["models", "glip-x"]) == 2
     assert "closest: glip-" in capsys.readouterr().err
     assert mrb.main(["models", "get", "a", "b"]) == 2

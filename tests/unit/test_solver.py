@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -365,10 +366,43 @@ def test_nothing_to_train_is_an_error() -> None:
         ("SOLVER.MAX_EPOCH 3 SOLVER.CHECKPOINT_PER_EPOCH 1.0", Plan(10, 1, 30, 10)),
         ("SOLVER.MAX_EPOCH 3 SOLVER.CHECKPOINT_PER_EPOCH 0.05", Plan(10, 1, 30, 1)),  # never none at all
         ("SOLVER.MAX_EPOCH 3 SOLVER.CHECKPOINT_PER_EPOCH 2 SOLVER.ACCUMULATION 4", Plan(10, 4, 8, 5)),
+        ("SOLVER.MAX_EPOCH 3 SOLVER.CHECKPOINT_EPOCH 2 SOLVER.TEST_PERIOD 7", Plan(10, 1, 30, 20, 7)),
+        ("SOLVER.MAX_EPOCH 1.5 SOLVER.CHECKPOINT_EPOCH 100", Plan(10, 1, 15, 1000)),
     ],
 )
 def test_plan(opts: str, expected: Plan) -> None:
     assert make_plan(load_cfg(None, opts=opts.split()), 10) == expected
+
+
+DAP = {  # pictures, steps and milestones of the released trainings
+    "imagenet1k/dap_in1k_faster_rcnn_r50fpn": (1_281_167, 20_018, []),
+    "imagenet1k/dap_in1k_faster_rcnn_r101fpn": (1_281_167, 40_036, []),
+    "imagenet1k/in1k_faster_rcnn_r50fpn_voc07": (5011, 4385, [3132]),
+    "imagenet22k/in22k_faster_rcnn_r101fpn_voc0712": (16_551, 14_482, [10_344]),
+    "imagenet22k/in22k_faster_rcnn_r50fpn_coco": (117_266, 90_000, [60_000, 80_000]),
+}
+
+
+@pytest.mark.parametrize("name", DAP)
+def test_epochs_of_dap_count_what_fills_no_batch(name: str) -> None:
+    cfg = load_cfg(f"configs/{name}.yaml")
+    pictures, steps, drops = DAP[name]
+    batch = cfg.SOLVER.IMS_PER_BATCH
+    plan = make_plan(cfg, pictures // batch, pictures / batch)
+    assert (plan.steps, milestones(cfg, plan)) == (steps, drops)
+
+
+def test_checkpoints_and_evaluations_have_periods_of_their_own() -> None:
+    plan = Plan(10, 1, 30, 20, 12)
+    assert [step for step in range(1, 31) if plan.saves(step)] == [20, 30]
+    assert [step for step in range(1, 31) if plan.tests(step)] == [12, 24]
+    assert [step for step in range(1, 31) if replace(plan, test_period=0).tests(step)] == [20, 30]
+
+
+@pytest.mark.parametrize("key", ["SOLVER.STEPS_EPOCH (2.,)", "SOLVER.CHECKPOINT_EPOCH 2"])
+def test_epochs_need_a_number_of_them(key: str) -> None:
+    with pytest.raises(ConfigError, match=r"counts epochs: set SOLVER\.MAX_EPOCH too"):
+        load_cfg(None, opts=key.split())
 
 
 def test_place_in_the_data_follows_from_the_step() -> None:
@@ -412,3 +446,49 @@ def test_scaler_that_never_fits_stops_with_advice() -> None:
     assert not any(attempt() for _ in range(19))
     with pytest.raises(ConfigError, match=r"no finite gradients in 20 steps in a row.*set SOLVER\.AMP_DTYPE bf16"):
         attempt()
+
+
+class TextAndPicture(nn.Module):
+    """Names as MDETR has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.ModuleList([nn.Linear(2, 2)])
+        self.transformer = nn.ModuleDict({"text_encoder": nn.Linear(2, 2), "norm": nn.LayerNorm(2)})
+
+
+def mdetr_solver(*opts: str) -> Solver:
+    given = ["MODEL.META_ARCHITECTURE", "MDETR", "SOLVER.OPTIMIZER", "ADAMW", "SOLVER.BASE_LR", "1e-4"]
+    given += ["SOLVER.BACKBONE_LR", "1e-5", "SOLVER.LANG_LR", "5e-5", "SOLVER.BIAS_LR_FACTOR", "1"]
+    given += ["SOLVER.WEIGHT_DECAY", "1e-4", "SOLVER.WEIGHT_DECAY_BIAS", "1e-4", "SOLVER.MDETR_LR_DROP", "2"]
+    cfg = load_cfg(None, opts=[*given, "SOLVER.MDETR_SCHEDULE", "linear_with_warmup", *opts])
+    return build_solver(cfg, TextAndPicture(), Plan(batches_per_epoch=100, accumulation=1, steps=400, period=400))
+
+
+def test_three_groups_with_schedules_of_their_own() -> None:
+    groups = mdetr_solver().optimizer.param_groups
+    rates = {group["param_names"][0].split(".")[-2]: (group["lr"], group["weight_decay"]) for group in groups}
+    assert rates == {"0": (1e-5, 1e-4), "text_encoder": (5e-5, 1e-4), "norm": (1e-4, 1e-4)}
+    solver = mdetr_solver("SOLVER.LANG_LR", "1e-5")  # as much as the backbone has, yet apart
+    assert len(solver.optimizer.param_groups) == 3
+    seen = []
+    for _ in range(400):
+        solver.step()
+        seen.append(tuple(group["lr"] for group in solver.optimizer.param_groups))
+    assert seen[0] == (1e-5, 0.0, 1e-4)  # the warm-up has 4 steps
+    assert seen[2] == pytest.approx((1e-5, 5e-6, 1e-4))
+    assert seen[4] == pytest.approx((1e-5, 1e-5, 1e-4))
+    assert seen[199] == pytest.approx((1e-5, 1e-5 * 201 / 396, 1e-4))
+    assert seen[200] == pytest.approx((1e-6, 1e-5 * 200 / 396, 1e-5))
+    assert seen[399] == pytest.approx((1e-6, 1e-5 / 396, 1e-5))
+
+
+def test_the_backbone_may_stand_still() -> None:
+    rates = [group["lr"] for group in mdetr_solver("SOLVER.BACKBONE_LR", "0").optimizer.param_groups]
+    assert rates == [0.0, 5e-5, 1e-4]
+    assert mdetr_solver("SOLVER.BACKBONE_LR", "-1").optimizer.param_groups[0]["lr"] == 1e-4  # times a factor of 1
+
+
+def test_a_schedule_that_is_not_there() -> None:
+    with pytest.raises(ConfigError, match=r"SOLVER\.MDETR_SCHEDULE"):
+        mdetr_solver("SOLVER.MDETR_SCHEDULE", "cosine")

@@ -10,6 +10,7 @@ import torch
 
 from maskrcnn_benchmark import cli
 from maskrcnn_benchmark.config import Cfg, load_cfg
+from maskrcnn_benchmark.data.classes import closed_vocabulary
 from maskrcnn_benchmark.engine.tasks import plan_all_tasks
 from maskrcnn_benchmark.modeling.build import build_detector
 from maskrcnn_benchmark.paths import config_root
@@ -32,6 +33,8 @@ def test_model_configs(narrow: Narrow, tmp_path: Path, name: str) -> None:
     entry = narrow.task(narrow.data(tmp_path / "scenes", count=1), tmp_path)
     tokenizer = ["MODEL.LANGUAGE_BACKBONE.TOKENIZER_TYPE", str(narrow.folder / "tokenizer")]
     opts = [*tokenizer, "TEST.EVAL_TASK", "detection"]
+    if closed_vocabulary(load_cfg(name)):
+        opts = ["MODEL.ROI_BOX_HEAD.NUM_CLASSES", "9"]  # those of the drawn data and the background
     cfg, task = load_cfg(name, opts=opts), load_cfg(name, entry, opts)
     with torch.device("meta"):
         build_detector(cfg)

@@ -35,6 +35,7 @@ LEVELS: dict[str, int] = {
     "zero_shot": 5,
     "training": 5,
     "finetuning": 5,
+    "pseudo_boxes": 5,
     "commands": 6,
     "mrb": 6,
     "__main__": 6,

@@ -77,6 +77,7 @@ def _backbones() -> dict[str, Any]:
             "INTERMEDIATE_SIZE": 0,
             "VOCAB_SIZE": 0,
             "MAX_QUERY_LEN": 256,
+            "DROPOUT": 0.1,
             "N_LAYERS": 1,  # last hidden states that are averaged
             "MASK_SPECIAL": False,
             "FREEZE": False,
@@ -128,6 +129,7 @@ TRAINING_KEYS = (
     "MODEL.BACKBONE.USE_CHECKPOINT",
     "MODEL.SWINT.DROP_PATH_RATE",
     "MODEL.FPN",
+    "MODEL.LANGUAGE_BACKBONE.DROPOUT",
     "MODEL.LANGUAGE_BACKBONE.FREEZE",
     "MODEL.LANGUAGE_BACKBONE.USE_CHECKPOINT",
     "MODEL.RPN.FREEZE",

@@ -12,12 +12,21 @@ def tree() -> dict[str, Any]:
     """The groups beside ``MODEL``."""
     return {
         "INPUT": _input(),
-        "AUGMENT": {"FLIP_PROB_TRAIN": 0.5, "MULT_MIN_SIZE_TRAIN": ()},
+        "AUGMENT": {
+            "FLIP_PROB_TRAIN": 0.5,
+            "VERTICAL_FLIP_PROB_TRAIN": 0.0,
+            "MULT_MIN_SIZE_TRAIN": (),
+            # of MDETR
+            "CROP_PROB_TRAIN": 0.5,
+            "CROP_FROM": (400, 500, 600),  # short sides before a crop, one of them by chance
+            "CROP_SIZES": (384, 1333),  # least and largest side of a crop
+        },
         "DATASETS": _datasets(),
         "DATALOADER": {
             "NUM_WORKERS": 4,
             "SIZE_DIVISIBILITY": 0,  # a batch is padded to a multiple of this many pixels; 0: as large as its largest
             "ASPECT_RATIO_GROUPING": True,
+            "SAMPLER": "shared",  # batches of all processes together; chunks: of each one, as in maskrcnn-benchmark
             "USE_RANDOM_SEED": False,
         },
         "SOLVER": _solver(),
@@ -28,11 +37,12 @@ def tree() -> dict[str, Any]:
 
 def _input() -> dict[str, Any]:
     return {
-        "MIN_SIZE_TRAIN": 800,  # short side, pixels
+        "MIN_SIZE_TRAIN": 800,  # short side, pixels; of several sizes each picture gets one by chance
         "MAX_SIZE_TRAIN": 1333,  # long side, pixels
         "MIN_SIZE_TEST": 800,
         "MAX_SIZE_TEST": 1333,
         "PIXEL_MEAN": (102.9801, 115.9465, 122.7717),  # in the order that TO_BGR255 makes
+        "TEST_PIXEL_MEAN": (),  # in evaluation; none: PIXEL_MEAN
         "PIXEL_STD": (1.0, 1.0, 1.0),
         "TO_BGR255": True,  # blue, green, red from 0 to 255; else red, green, blue from 0 to 1
     }
@@ -84,6 +94,7 @@ def _solver() -> dict[str, Any]:
         "BASE_LR": 0.001,
         "LANG_LR": 1e-5,
         "BACKBONE_BODY_LR_FACTOR": 1.0,
+        "BACKBONE_LR": -1.0,  # from 0 on: of the backbone, instead of BASE_LR times the factor
         "BIAS_LR_FACTOR": 2.0,
         "MOMENTUM": 0.9,
         "WEIGHT_DECAY": 0.0005,
@@ -92,13 +103,17 @@ def _solver() -> dict[str, Any]:
         "WEIGHT_DECAY_SCHEDULE": False,
         "WEIGHT_DECAY_SCHEDULE_RATIO": 0.667,
         "MAX_ITER": 40000,
-        "MAX_EPOCH": 0,  # above 0 it decides instead of MAX_ITER
+        "MAX_EPOCH": 0.0,  # above 0 it decides instead of MAX_ITER
         "STEPS": (30000,),  # iterations, or fractions of MAX_ITER
+        "STEPS_EPOCH": (),  # with MAX_EPOCH: epochs instead
         "GAMMA": 0.1,
         "MIN_LR": 1e-6,
         "USE_COSINE": False,
         "USE_AUTOSTEP": False,  # drop the rate when the score no longer grows
         "STEP_PATIENCE": 5,
+        "MDETR_SCHEDULE": "",  # step | multistep | linear_with_warmup | all_linear_with_warmup; none: the keys above
+        "MDETR_LR_DROP": 35,  # with it: epochs to the first drop
+        "WARMUP_FRACTION": 0.01,  # with it: share of the training that a linear schedule warms up in
         "WARMUP_FACTOR": 1.0 / 3,
         "WARMUP_ITERS": 500,
         "CLIP_GRADIENTS": {"ENABLED": False, "CLIP_TYPE": "full_model", "CLIP_VALUE": 0.0},
@@ -111,6 +126,8 @@ def _solver() -> dict[str, Any]:
         "MAX_NEG_PER_BATCH": 0.1,
         "CHECKPOINT_PERIOD": 2500,
         "CHECKPOINT_PER_EPOCH": -1.0,
+        "CHECKPOINT_EPOCH": 0.0,  # with MAX_EPOCH: epochs from one checkpoint to the next; 0: the keys above decide
+        "TEST_PERIOD": 0,  # iterations from one evaluation to the next; 0: TEST.DURING_TRAINING decides
         "CHECKPOINTS_KEPT": 3,  # the newest so many, beside the best and the final one; 0: all
         "LOG_PERIOD": 20,  # steps in a row of metrics.jsonl and a line of the log
         "PICTURES_PERIOD": 0,  # steps between pictures of what the training sees, in OUTPUT_DIR/seen; 0: none
@@ -127,9 +144,12 @@ def _test() -> dict[str, Any]:
     return {
         "EVAL_TASK": "",  # detection: class names are the prompt; grounding: the caption of each picture
         "IMS_PER_BATCH": 16,  # pictures in a batch, for any number of processes
+        "DETECTIONS_PER_IMG": 100,  # of RetinaNet; other detectors have a key of their own
         "CHUNKED_EVALUATION": -1,  # most classes in one prompt; -1: as many as fit
         "MDETR_STYLE_AGGREGATE_CLASS_NUM": -1,  # columns of the score table; -1: MODEL.DYHEAD.NUM_CLASSES - 1
         "DURING_TRAINING": False,
+        "EVAL_EPOCH_PERIOD": 0.0,  # with SOLVER.MAX_EPOCH: epochs from one evaluation to the next; 0: other keys decide
+        "USE_EMA": False,  # of a checkpoint with averaged weights (model_ema), score those
         "RETENTION_DATASET": "",  # scored before and after fine-tuning: what the network still knows of other words
         "MIXED_BATCHES": False,  # batches of pictures of any shape, as the reference makes them
         "ON_BAD_IMAGE": "stop",
@@ -143,6 +163,8 @@ def _test() -> dict[str, Any]:
 
 
 KINDS = {
+    "INPUT.MIN_SIZE_TRAIN": "sizes",
+    "INPUT.TEST_PIXEL_MEAN": "floats",
     "AUGMENT.MULT_MIN_SIZE_TRAIN": "integers",
     "DATASETS.TRAIN": "names",
     "DATASETS.TEST": "names",
@@ -152,6 +174,7 @@ KINDS = {
     "DATASETS.CONTROL_PROB": "floats",
     "TEST.EXPECTED_RESULTS": "expected results",
     "SOLVER.STEPS": "numbers",
+    "SOLVER.STEPS_EPOCH": "floats",
     "SOLVER.TUNING_HIGHLEVEL_OVERRIDE": "optional text",
 }
 
@@ -161,6 +184,7 @@ TRAINING_KEYS = (
     "INPUT.MIN_SIZE_TRAIN",
     "INPUT.MAX_SIZE_TRAIN",
     "DATALOADER.ASPECT_RATIO_GROUPING",
+    "DATALOADER.SAMPLER",
     "DATALOADER.USE_RANDOM_SEED",
     "DATASETS.TRAIN",
     "DATASETS.TRAIN_DATASETNAME_SUFFIX",
@@ -183,5 +207,6 @@ TRAINING_KEYS = (
     "DATASETS.GENERAL_COPY",
     "DATASETS.GENERAL_COPY_TEST",
     "TEST.DURING_TRAINING",
+    "TEST.EVAL_EPOCH_PERIOD",
     "TEST.RETENTION_DATASET",
 )

@@ -1,4 +1,4 @@
-"""Pictures with captions to be grounded: Flickr30k, and referring expressions, in MDETR's JSON."""
+"""Pictures with captions to be grounded: Flickr30k, referring expressions, GQA and PhraseCut, in MDETR's JSON."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 ENTRY_KEYS = {
     "flickr": {"copies", "vg_img_dir", "entities", "split"},  # the last two are for the evaluator
+    "gqa": {"copies", "vg_img_dir"},
+    "phrasecut": {"copies", "vg_img_dir", "original", "split"},  # likewise
     "refexp": {"copies", "vg_img_dir"},
 }
 """Kind -> what an entry of the catalog may say besides its files."""
@@ -33,8 +35,9 @@ class CaptionSet:
         images: Folder of the pictures.
         annotations: MDETR JSON.
         name: What the data set is called.
-        kind: What is looked for: "flickr", the phrases in ``tokens_positive_eval`` of the caption, in that order; or
-            "refexp", the one thing that the expression is about, by ``tokens_positive`` of its only annotation.
+        kind: What is looked for: "flickr", the phrases in ``tokens_positive_eval`` of the caption, in that order;
+            "refexp", the one thing that the expression is about, by ``tokens_positive`` of its only annotation; "gqa"
+            and "phrasecut", what the caption as a whole names.
         vg_images: Folder of the pictures whose ``data_source`` is not "coco"; None: they are in ``images``.
 
     Attributes:
@@ -53,10 +56,9 @@ class CaptionSet:
         self._captions = MdetrDataset(images, annotations, name, vg_images, every=True)
         self.name, self.annotations = self._captions.name, self._captions.annotations
         self.notes = list(self._captions.notes)
-        read = self._flickr_prompt if kind == "flickr" else self._refexp_prompt
-        prompts = [read(number) for number in range(len(self._captions))]
-        self._numbers = [number for number, prompt in enumerate(prompts) if len(prompt)]
-        self._prompts = [prompt for prompt in prompts if len(prompt)]
+        prompts = [self._asked(kind, number) for number in range(len(self._captions))]
+        self._numbers = [number for number, prompt in enumerate(prompts) if prompt is not None]
+        self._prompts = [prompt for prompt in prompts if prompt is not None]
         self._pictures = self._by_file()
         if without := len(prompts) - len(self._prompts):
             self.notes.append(f"{without} of {len(prompts)} captions have no phrase to look for: left out")
@@ -67,7 +69,7 @@ class CaptionSet:
 
     @classmethod
     def from_entry(cls, entry: Entry) -> CaptionSet:
-        """The data set of a catalog entry of kind "flickr" or "refexp".
+        """The data set of a catalog entry of one of these kinds.
 
         Raises:
             DataError: see the class; also when the entry has a key that nothing reads.
@@ -125,6 +127,22 @@ class CaptionSet:
         for entry, number in enumerate(self._numbers):
             groups.setdefault(self._captions.file(number), []).append(entry)
         return list(groups.values())
+
+    def _asked(self, kind: str, number: int) -> Prompt | None:
+        """What is asked about a caption; None when it has no phrase to look for."""
+        prompt = self._prompt_of(kind, number)
+        return prompt if len(prompt) else None
+
+    def _prompt_of(self, kind: str, number: int) -> Prompt:
+        """The phrases of a caption."""
+        if kind == "flickr":
+            return self._flickr_prompt(number)
+        if kind == "refexp":
+            return self._refexp_prompt(number)
+        if kind == "phrasecut" and "task_id" not in self._captions.meta(number, (0, 0)).extra:
+            raise DataError(f"{self._place(number)}: no task_id, which says what phrase of PhraseCut it is")
+        caption = self._captions.caption(number)
+        return evaluation_prompt(caption, [[[0, len(caption)]]])
 
     def _flickr_prompt(self, number: int) -> Prompt:
         extra = self._captions.meta(number, (0, 0)).extra

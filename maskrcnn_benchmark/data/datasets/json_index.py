@@ -22,6 +22,7 @@ from maskrcnn_benchmark.data.check import (
     refuse,
     sizes_of,
 )
+from maskrcnn_benchmark.data.datasets.shapes import bad_shapes, too_flat
 from maskrcnn_benchmark.data.index import Arrays, Index, cached, first_rows, pack, pack_value
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,17 @@ def mdetr_index(path: Path) -> Index:
     return cached("mdetr", [path], VERSION, lambda: _mdetr(path))
 
 
+def masks_index(path: Path) -> Index:
+    """The masks of a grounding file: ``shapes`` texts, the ``segmentation`` of each box of :func:`mdetr_index` as JSON.
+
+    The value ``notes`` tells what was left out.
+
+    Raises:
+        DataError: the file is missing or broken, or a box has no mask, or one of another size than its picture.
+    """
+    return cached("mdetr-masks", [path], VERSION, lambda: _masks(path))
+
+
 def _coco(path: Path) -> Arrays:
     data = as_lists(read_json(path), path)
     images, annotations, categories = data["images"], data["annotations"], data["categories"]
@@ -86,6 +98,17 @@ def _mdetr(path: Path) -> Arrays:
     return arrays | pack("extra", [json.dumps({key: row[key] for key in EXTRA if key in row}) for row in images])
 
 
+def _masks(path: Path) -> Arrays:
+    data = mdetr_lists(path)
+    images, annotations = data["images"], data["annotations"]
+    refuse(path, chain(problems_of(images, annotations, None), bad_shapes(images, annotations)))
+    order = np.argsort(positions(annotations, "image_id", sorted(images, key=lambda row: row["id"])), kind="stable")
+    flat = too_flat(annotations)
+    notes = [f"{flat} polygons have less than three corners: left out of the masks"] if flat else []
+    shapes = [json.dumps(annotations[index]["segmentation"]) for index in order]
+    return pack("shapes", shapes) | pack_value("notes", notes)
+
+
 def mdetr_lists(path: Path) -> dict[str, list[Row]]:
     """The lists of a grounding file, as they are; but sizes are numbers, which Flickr30k's have in quotes.
 
@@ -96,6 +119,9 @@ def mdetr_lists(path: Path) -> dict[str, list[Row]]:
     if isinstance(data, dict):
         data.setdefault("categories", [])  # not used
     data = as_lists(data, path)
+    for row in data["annotations"]:
+        if "tokens" in row:  # another name for it
+            row["tokens_positive"] = row.pop("tokens")
     for row in data["images"]:
         row |= {side: int(row[side]) for side in ("width", "height") if _is_digits(row.get(side))}
     return data

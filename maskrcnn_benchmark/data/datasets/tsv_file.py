@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
+from maskrcnn_benchmark.data.handle import Handle
 from maskrcnn_benchmark.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -18,36 +18,26 @@ LOOKED_AT = 64  # lines of an index that are compared with its file
 
 
 class TsvFile:
-    """Rows by number. Each process opens the file for itself: a shared handle would have one position for all."""
+    """Rows by number."""
 
     def __init__(self, path: Path, offsets: np.ndarray):
         self.path, self.offsets = path, offsets
-        self._file: IO[bytes] | None = None
-        self._owner = 0
+        self._file = Handle(path)
 
     def __len__(self) -> int:
         return len(self.offsets)
 
     def row(self, number: int) -> list[str]:
         """The columns of a row, without white space around them."""
-        self._handle().seek(int(self.offsets[number]))
-        return [column.strip().decode() for column in self._handle().readline().split(b"\t")]
+        line = self._file.at(int(self.offsets[number])).readline()
+        return [column.strip().decode() for column in line.split(b"\t")]
 
     def key(self, number: int) -> str:
         """The first column of a row, without reading the others."""
-        self._handle().seek(int(self.offsets[number]))
-        start = b""
-        while b"\t" not in start and b"\n" not in start and (part := self._handle().read(64)):
+        file, start = self._file.at(int(self.offsets[number])), b""
+        while b"\t" not in start and b"\n" not in start and (part := file.read(64)):
             start += part
         return start.split(b"\n")[0].split(b"\t")[0].strip().decode()
-
-    def __reduce__(self) -> tuple[type[TsvFile], tuple[Path, np.ndarray]]:
-        return TsvFile, (self.path, self.offsets)
-
-    def _handle(self) -> IO[bytes]:
-        if self._file is None or self._owner != os.getpid():
-            self._file, self._owner = open(self.path, "rb"), os.getpid()  # noqa: SIM115
-        return self._file
 
 
 def open_tsv(path: Path) -> TsvFile:

@@ -140,7 +140,8 @@ def write_phrasecut(folder: str | Path, world: World, count: int) -> Written:
     _write_json(original / "name_att_rel_count.json", _word_counts(tasks))
     data = _coco(world, images, annotations, [_OBJECT])
     path = _write_json(folder / f"finetune_phrasecut_{split}.json", data)
-    return Written(path, {}, {"pictures": count, "phrases": len(images), "boxes": len(annotations)})
+    entry = _entry("phrasecut", folder / PICTURES, path) | {"original": str(original), "split": split}
+    return Written(path, entry, {"pictures": count, "phrases": len(images), "boxes": len(annotations)})
 
 
 def write_voc(folder: str | Path, world: World, count: int) -> Written:

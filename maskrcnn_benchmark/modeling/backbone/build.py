@@ -9,10 +9,12 @@ from torch import nn
 
 from maskrcnn_benchmark.config import Cfg
 from maskrcnn_benchmark.errors import ConfigError
-from maskrcnn_benchmark.modeling.backbone.fpn import FPN
+from maskrcnn_benchmark.modeling.backbone.fpn import FPN, Top
 from maskrcnn_benchmark.modeling.backbone.fused import FIRST, LAST, FusedBackbone, SwinFpn
 from maskrcnn_benchmark.modeling.backbone.language import LanguageBackbone
+from maskrcnn_benchmark.modeling.backbone.resnet import BASIC_DEPTHS, DEPTHS, ResNet, ResNetFpn
 from maskrcnn_benchmark.modeling.backbone.swin import SwinTransformer, TextFusion
+from maskrcnn_benchmark.modeling.backbone.timm_body import PREFIX, build_timm_body
 from maskrcnn_benchmark.modeling.registry import Registry
 from maskrcnn_benchmark.text.encoder import TEXT_MODELS, TextConfig, TextEncoder
 
@@ -36,6 +38,47 @@ def build_backbone(cfg: Cfg) -> nn.Module:
 def build_swin_fpn(cfg: Cfg) -> SwinFpn:
     """Swin and its pyramid, without text."""
     return _swin_fpn(cfg, None)
+
+
+@BACKBONES.register(*(f"R-{layers}-FPN" for layers in DEPTHS))
+def build_resnet_fpn(cfg: Cfg) -> ResNetFpn:
+    """ResNet and P2..P6, for detectors with a second stage."""
+    body = _resnet(cfg)
+    return ResNetFpn(body, FPN(body.channels, cfg.MODEL.RESNETS.BACKBONE_OUT_CHANNELS, first=1, top="max pool"))
+
+
+@BACKBONES.register(*(f"R-{layers}-FPN-RETINANET" for layers in DEPTHS))
+def build_resnet_retinanet(cfg: Cfg) -> ResNetFpn:
+    """ResNet and P3..P7."""
+    body = _resnet(cfg)
+    top: Top = "P6P7 of C5" if cfg.MODEL.RETINANET.USE_C5 else "P6P7"
+    return ResNetFpn(body, FPN(body.channels[1:], cfg.MODEL.RESNETS.BACKBONE_OUT_CHANNELS, top=top))
+
+
+def build_mdetr_body(cfg: Cfg) -> nn.Module:
+    """The body of MDETR: pixels -> maps at strides 4 to 32, whose widths are its ``channels``.
+
+    Raises:
+        ConfigError: ``MODEL.BACKBONE.CONV_BODY`` is neither a ResNet of torchvision's form nor a network of timm.
+    """
+    key = "MODEL.BACKBONE.CONV_BODY"
+    name, dilated = cfg.MODEL.BACKBONE.CONV_BODY, cfg.MODEL.MDETR.DILATION
+    layers = {f"R-{layers}-MDETR": layers for layers in (*BASIC_DEPTHS, *DEPTHS)}
+    if dilated and layers.get(name) not in DEPTHS:
+        source = cfg.source("MODEL.MDETR.DILATION")
+        raise ConfigError(
+            f"MODEL.MDETR.DILATION True ({source}): {name} has no blocks for it, use R-50-MDETR or deeper"
+        )
+    if name.startswith(PREFIX):
+        return build_timm_body(name.removeprefix(PREFIX), cfg.source(key))
+    if name not in layers:
+        raise ConfigError(
+            f"{key} {name!r} ({cfg.source(key)}): MDETR has {', '.join(layers)}, and timm_ with a name of timm's"
+        )
+    freeze_at = cfg.MODEL.BACKBONE.FREEZE_CONV_BODY_AT
+    if layers[name] in BASIC_DEPTHS:
+        return ResNet(BASIC_DEPTHS[layers[name]], out_channels=64, block="basic", freeze_at=freeze_at, eps=1e-5)
+    return ResNet(DEPTHS[layers[name]], stride_in_1x1=False, freeze_at=freeze_at, eps=1e-5, dilated=dilated)
 
 
 def build_fused(cfg: Cfg) -> FusedBackbone:
@@ -91,6 +134,7 @@ def text_config(cfg: Cfg) -> TextConfig:
         heads=language.NUM_HEADS or model.heads,
         intermediate=language.INTERMEDIATE_SIZE or model.intermediate,
         vocab_size=language.VOCAB_SIZE or model.vocab_size,
+        dropout=language.DROPOUT,
         image_dims=image_dims,
     )
 
@@ -109,3 +153,23 @@ def _swin_fpn(cfg: Cfg, text: TextFusion | None) -> SwinFpn:
     )
     drop_prob = fpn.DROP_PROB if fpn.DROP_BLOCK else 0.0
     return SwinFpn(body, FPN(body.channels, backbone.OUT_CHANNELS, drop_prob=drop_prob, drop_size=fpn.DROP_SIZE))
+
+
+def _resnet(cfg: Cfg) -> ResNet:
+    """The body of a name like R-50-FPN."""
+    resnets, backbone = cfg.MODEL.RESNETS, cfg.MODEL.BACKBONE
+    key = "MODEL.RESNETS.STAGE_WITH_DCN"
+    if len(resnets.STAGE_WITH_DCN) != 4:
+        raise ConfigError(f"{key} {cfg.peek(key)!r} ({cfg.source(key)}) must have 4 values, one per stage")
+    return ResNet(
+        DEPTHS[int(backbone.CONV_BODY.split("-")[1])],
+        stem_channels=resnets.STEM_OUT_CHANNELS,
+        width=resnets.WIDTH_PER_GROUP,
+        out_channels=resnets.RES2_OUT_CHANNELS,
+        groups=resnets.NUM_GROUPS,
+        stride_in_1x1=resnets.STRIDE_IN_1X1,
+        deform=resnets.STAGE_WITH_DCN,
+        modulated=resnets.WITH_MODULATED_DCN,
+        deformable_groups=resnets.DEFORMABLE_GROUPS,
+        freeze_at=backbone.FREEZE_CONV_BODY_AT,
+    )

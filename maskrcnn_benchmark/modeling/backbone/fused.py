@@ -115,7 +115,7 @@ class FusedBackbone(nn.Module):
         c5 = body.output(LAST, x, size)
         attention_mask = text.attention_mask.expand(len(hidden), -1)
         embedded = hidden * attention_mask[..., None].to(hidden.dtype)
-        maps = fpn.merge([image.lateral, fpn.lateral(1, c4), fpn.lateral(2, c5)])
+        maps = fpn.merge([image.lateral, fpn.lateral(1, c4), fpn.lateral(2, c5)], c5)
         return maps, LanguageFeatures(hidden, embedded, attention_mask)
 
     def _run(

@@ -18,7 +18,7 @@ from maskrcnn_benchmark.layers.losses import alignment_loss, class_focal_loss, g
 from maskrcnn_benchmark.modeling.assign.atss import atss_assign, centerness_targets
 from maskrcnn_benchmark.modeling.assign.box_coder import BoxCoder
 from maskrcnn_benchmark.modeling.criterion.shallow import ShallowSampling, shallow_columns, shallow_loss, shallow_rows
-from maskrcnn_benchmark.modeling.heads.outputs import TrainingOutputs
+from maskrcnn_benchmark.modeling.heads.outputs import TrainingOutputs, cell_rows
 from maskrcnn_benchmark.modeling.interface import ALONE, Batch, Losses, Peers
 from maskrcnn_benchmark.structures import Target
 from maskrcnn_benchmark.text.masking import NOT_ASKED
@@ -218,8 +218,7 @@ def _tokens_of_anchors(seen: Matched, none: Tensor) -> Tensor:
 
 def _flat(levels: Sequence[Tensor], width: int) -> Tensor:
     """Per level (B, n * width, H, W), n anchors per cell -> (B, A, width) in the order of the anchors."""
-    parts = [x.unflatten(1, (-1, width)).permute(0, 3, 4, 1, 2).flatten(1, 3) for x in levels]
-    return torch.cat(parts, dim=1)
+    return torch.cat([cell_rows(x, width) for x in levels], dim=1)
 
 
 def _divisor(total: Tensor, peers: Peers) -> Tensor:

@@ -135,14 +135,8 @@ def _needed_tokens(entity_tokens: Sequence[Tensor]) -> Tensor:
 
 
 def _on_original(boxes: Tensor, scores: Tensor, labels: Tensor, meta: ImageMeta, prompt: Prompt) -> Detections:
-    """Detections of the network's input, as detections of the picture on disk.
-
-    Corners are multiplied by the ratio of the sizes, although they count pixels from 0 to w - 1, as the reference does.
-    """
-    (height, width), (orig_height, orig_width) = meta.size, meta.orig_size
-    ratio = torch.tensor([orig_width / width, orig_height / height] * 2)
     names = {label: prompt.name(entity) for entity, label in enumerate(prompt.ids)}
-    return Detections(boxes.cpu().float() * ratio, scores.cpu().float(), labels.cpu(), meta, names=names)
+    return Detections.of_input(boxes, scores, labels, meta, names)
 
 
 @DETECTORS.register("GeneralizedVLRCNN")

@@ -53,6 +53,15 @@ class AnchorGenerator(nn.Module):
         return out
 
 
+def inside(anchors: Tensor, size: tuple[int, int], margin: float) -> Tensor:
+    """(N,) bool: which anchors (N, 4) reach at most ``margin`` pixels beyond a picture (h, w); below 0 all may."""
+    if margin < 0:
+        return torch.ones(len(anchors), dtype=torch.bool, device=anchors.device)
+    height, width = size
+    low = (anchors[:, :2] >= -margin).all(1)
+    return low & (anchors[:, 2] < width + margin) & (anchors[:, 3] < height + margin)
+
+
 def _cell_anchors(sizes: Sequence[float], stride: int, aspect_ratios: Sequence[float]) -> Tensor:
     """(len(aspect_ratios) * len(sizes), 4) anchors of the cell at the origin.
 

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from maskrcnn_benchmark.errors import ConfigError
-from maskrcnn_benchmark.layers.ops import batched_nms
 from maskrcnn_benchmark.modeling.assign.box_coder import BoxCoder
 from maskrcnn_benchmark.modeling.heads.outputs import HeadOutputs
+from maskrcnn_benchmark.modeling.heads.select import Boxes, select
 from maskrcnn_benchmark.structures import boxes as geometry
 
 ScoreAgg = Literal["MEAN", "MAX", "POWER", "ONEHOT"]
-Boxes = tuple[Tensor, Tensor, Tensor]  # (K, 4) xyxy, (K,) scores, (K,) int64 labels
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,8 @@ class AtssDecode:
             parts = [
                 self._level(logits[i], ctr[i], deltas[i], boxes, columns, size) for logits, ctr, deltas, boxes in levels
             ]
-            found.append(self._select(*(torch.cat(part) for part in zip(*parts, strict=True))))
+            boxes, scores, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+            found.append(select(boxes, scores, labels, self.nms_threshold, self.max_detections, self.plus_one))
         return found
 
     def _columns(self, entity_tokens: Tensor, ids: Sequence[int]) -> _Columns:
@@ -151,14 +151,3 @@ class AtssDecode:
         boxes = geometry.clip(boxes, size, self.plus_one)
         keep = geometry.large_enough(boxes, 0, self.plus_one)
         return boxes[keep], values.sqrt()[keep], columns.labels[column][keep]
-
-    def _select(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Boxes:
-        """NMS and the limit per picture; what is left keeps its order."""
-        if self.nms_threshold > 0:
-            keep = batched_nms(boxes, scores, labels, self.nms_threshold, self.plus_one, sort="index")
-            boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
-        if 0 < self.max_detections < len(scores):
-            last = scores.topk(self.max_detections).values[-1]
-            keep = scores >= last
-            boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
-        return boxes, scores, labels

@@ -1,0 +1,111 @@
+"""Convolutional networks made faster for inference: the same function, to rounding.
+
+Batch norms go into the weights of their convolutions, channels lie innermost in memory, and on a CPU a convolution, the
+sum with a shortcut and the rectifier become one operation of oneDNN, which reads and writes each map once.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.optimization import fuse
+from torch.nn import functional
+
+logger = logging.getLogger(__name__)
+
+RELUS: tuple[Any, ...] = (functional.relu, torch.relu, "relu", "relu_")
+SUMS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
+AGREE = 1e-3  # largest difference to the network as it was, in parts of its largest value
+
+
+class FusedConv(nn.Module):
+    """relu(conv(x)), or relu(conv(x) + other)."""
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        self.weight = nn.Parameter(conv.weight.detach(), requires_grad=False)
+        self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach(), requires_grad=False)
+        self.shape = (conv.padding, conv.stride, conv.dilation, conv.groups)
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        run = torch.ops.mkldnn._convolution_pointwise
+        if other is None:
+            out: Tensor = run(x, self.weight, self.bias, *self.shape, "relu", [], None)
+        else:
+            out = run.binary(x, other, self.weight, self.bias, *self.shape, "add", 1.0, "relu", [], None)
+        return out
+
+
+@torch.inference_mode()
+def for_inference(net: fx.GraphModule, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """The network on a device, as fast as it can be made; what cannot be done there is left as it is.
+
+    Args:
+        net: On the CPU, in evaluation mode; (B, 3, H, W) float32 -> (B, C, h, w).
+        device: Where it will run.
+        dtype: Of weights and maps.
+    """
+    folded = fuse(net)
+    assert isinstance(folded, fx.GraphModule)
+    chosen = folded
+    if device.type == "cpu" and torch.backends.mkldnn.is_available():
+        pixels = torch.rand(2, 3, 64, 96)
+        try:
+            expected, fused = net(pixels), fuse_convolutions(folded)
+            difference = (fused(pixels) - expected).abs().max() / expected.abs().max().clamp(min=1e-30)
+            if difference <= AGREE:
+                chosen = fused
+            else:
+                logger.warning("fused convolutions differ by %.1e and are not used: slower", difference)
+        except (RuntimeError, AttributeError, NotImplementedError) as error:
+            logger.info("convolutions are not fused here (%s): slower", str(error).split("\n")[0][:120])
+    return chosen.to(device, dtype).to(memory_format=torch.channels_last)
+
+
+def fuse_convolutions(net: fx.GraphModule) -> fx.GraphModule:
+    """A copy in which each convolution whose only use is a rectifier, with or without a sum before it, is one step."""
+    graph, parts = fx.Graph(), dict(net.named_modules())
+    graph.output(graph.graph_copy(net.graph, {}))
+    copy = fx.GraphModule(net, graph)
+    for node in list(graph.nodes):
+        conv, other = _before_relu(node, parts)
+        if conv is None:
+            continue
+        layer = parts[str(conv.target)]
+        assert isinstance(layer, nn.Conv2d)
+        name = f"fused_{conv.name}"
+        copy.add_submodule(name, FusedConv(layer))
+        with graph.inserting_before(node):
+            inputs = (conv.args[0],) if other is None else (conv.args[0], other)
+            node.replace_all_uses_with(graph.call_module(name, inputs))
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
+    copy.delete_all_unused_submodules()
+    copy.recompile()
+    return copy
+
+
+def _before_relu(node: fx.Node, parts: dict[str, nn.Module]) -> tuple[fx.Node | None, fx.Node | None]:
+    """The convolution that ends in a rectifier, and what is added to it; (None, None) where it is something else."""
+    is_relu = type(parts.get(str(node.target))) is nn.ReLU if node.op == "call_module" else node.target in RELUS
+    if not is_relu:
+        return None, None
+    before = node.all_input_nodes[0]
+    if _is_conv(before, parts):
+        return before, None
+    if before.target in SUMS and len(before.users) == 1 and len(before.all_input_nodes) == 2 == len(before.args):
+        for conv, other in (before.all_input_nodes, before.all_input_nodes[::-1]):
+            if _is_conv(conv, parts):
+                return conv, other
+    return None, None
+
+
+def _is_conv(node: fx.Node, parts: dict[str, nn.Module]) -> bool:
+    """Whether a node is a convolution with one use that oneDNN can do with more."""
+    layer = parts.get(str(node.target)) if node.op == "call_module" else None
+    plain = type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    return plain and len(node.users) == 1

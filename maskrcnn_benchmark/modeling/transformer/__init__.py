@@ -1,0 +1,1 @@
+"""Transformers that look at pictures and text together."""
