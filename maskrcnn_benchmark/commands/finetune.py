@@ -24,6 +24,7 @@ from maskrcnn_benchmark.finetuning import Stages
 from maskrcnn_benchmark.finetuning import finetune as run_suite
 from maskrcnn_benchmark.text.typed import split_names
 
+ARCHITECTURE = "GeneralizedVLRCNN"  # the recipe of the task file is for it
 HEADER = """\
 # Written by `mrb finetune`; may be changed. Used again with `mrb finetune --task`, or with
 # `tools/finetune.py --ft-tasks`.
@@ -70,6 +71,12 @@ def _folder(args: argparse.Namespace) -> Path:
 
 def _prepare(args: argparse.Namespace, config: str, opts: list[str], folder: Path) -> Path:
     """Find out what the data are, and write the task file."""
+    cfg = load_cfg(config, opts=opts)
+    if cfg.MODEL.META_ARCHITECTURE != ARCHITECTURE:
+        raise ConfigError(
+            f"{config}: mrb finetune tunes FIBER and GLIP ({ARCHITECTURE}), and MODEL.META_ARCHITECTURE is "
+            f"{cfg.MODEL.META_ARCHITECTURE!r}: use mrb train for this one"
+        )
     layout = recognise(args.data, args.images)
     data = usable(layout)
     print(f"{args.data}: {layout}")
@@ -80,7 +87,7 @@ def _prepare(args: argparse.Namespace, config: str, opts: list[str], folder: Pat
     for line in taken.said:
         print(line)
     print(f"prompt: {', '.join(row['name'] for row in taken.categories)}")
-    on_cpu = pick_device(load_cfg(config, opts=opts).MODEL.DEVICE).type == "cpu"
+    on_cpu = pick_device(cfg.MODEL.DEVICE).type == "cpu"
     path = folder / f"{folder.resolve().name or 'task'}.yaml"
     text = yaml.safe_dump(_task(args, taken, on_cpu), sort_keys=False, allow_unicode=True)
     path.write_text(HEADER + text, encoding="utf-8")

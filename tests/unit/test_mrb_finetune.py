@@ -152,6 +152,7 @@ def test_names_become_words(tmp_path: Path) -> None:
         (["--caption-prompt", "nowhere.yaml"], "--caption-prompt 'nowhere.yaml': no such file"),
         (["--model", "fibre-b"], "no released model is called 'fibre-b'"),
         (["--model", "decola-r50-lbase-phase1"], "this version has no config for it"),
+        (["--config-file", "configs/mdetr/pretrain_r101.yaml"], "mrb finetune tunes FIBER and GLIP"),
         (["--output", "a,b"], "a comma cannot be in the name"),
     ],
 )
