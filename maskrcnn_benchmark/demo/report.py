@@ -143,8 +143,9 @@ def _tuning(found: Findings) -> str:
         for before, after in found.gallery.pairs
     )
     return f"""<h2>A new shape from {SHOTS} pictures</h2>
-<p>No picture of the training has an {NEW_SHAPE}, in any colour, and no caption the word. These {SHOTS} pictures, in
-which only {NEW_SHAPE}s have boxes, are all that it learned from:</p>
+<p>No picture of the training has an {NEW_SHAPE}, in any colour, and no caption the word. These {SHOTS} pictures are all
+that it was shown of it. With them it saw others of what it knew before, without an {NEW_SHAPE}, so that it does not
+forget:</p>
 {_cards(found.gallery.examples)}
 <h3>Asked for “{NEW_SHAPE}”, before and after</h3>
 <div class="pairs">{pairs}</div>

@@ -10,9 +10,13 @@ import yaml
 
 from maskrcnn_benchmark.data.drawn import FORMS, NEW_SHAPE, Split, World, Written
 from maskrcnn_benchmark.data.drawn.shapes import SHAPES
+from maskrcnn_benchmark.data.drawn.vocabulary import SEEN_PAIRS
 
 SHOTS = 3
 EXAMPLES = f"{NEW_SHAPE}_examples"  # the set that the new shape is learned from
+REMINDERS = ("shapes_again", "pairs_again")
+"""Sets of what is known already, learned together with the new shape, so that it is not forgotten: names of shapes, as
+those that the new one is told from, and names of pairs."""
 AMONG = (NEW_SHAPE, *(shape for shape in SHAPES if shape != NEW_SHAPE))
 """What the pictures that the new shape is looked for in are about: all shapes alike, so that most things are others."""
 TUNED = "new_shape"  # name of the task file of the fine-tuning
@@ -20,12 +24,12 @@ RETAINED = "seen"  # the set on which nothing should be lost
 
 RECIPE: dict[str, dict[str, Any]] = {
     "SOLVER": {
-        "MAX_EPOCH": 12,
+        "MAX_EPOCH": 10,
         "IMS_PER_BATCH": 4,
-        "BASE_LR": 0.0001,
-        "LANG_LR": 0.0001,
+        "BASE_LR": 0.0003,
+        "LANG_LR": 0.0003,
         "WARMUP_ITERS": 0,
-        "MODEL_EMA": 0.0,
+        "MODEL_EMA": 0.99,
         "LOG_PERIOD": 2,
         "CHECKPOINT_PERIOD": 100000,
         "TUNING_HIGHLEVEL_OVERRIDE": "full",
@@ -33,7 +37,7 @@ RECIPE: dict[str, dict[str, Any]] = {
     "AUGMENT": {"FLIP_PROB_TRAIN": 0.5},
     "DATALOADER": {"NUM_WORKERS": 0},
 }
-"""How the new shape is learned from :data:`SHOTS` pictures."""
+"""How the new shape is learned from :data:`SHOTS` pictures, among the reminders."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +50,20 @@ class DrawnSet:
     seed: int
     count: int
     classes: tuple[str, ...] | None = None
+    also: tuple[str, ...] = ()
 
     def write(self, folder: Path) -> Written:
         """Draw it, in a folder of its name below ``folder``."""
-        return FORMS[self.form](folder / self.name, World(self.seed, self.split, classes=self.classes), self.count)
+        world = World(self.seed, self.split, classes=self.classes, also=self.also)
+        return FORMS[self.form](folder / self.name, world, self.count)
 
     def command(self, folder: Path) -> list[str]:
         """The words of a command line that draws it there."""
         words = ["python", "-m", "maskrcnn_benchmark.data.drawn", "--out", str(folder / self.name)]
         words += ["--form", self.form, "--split", self.split.value]
         words += ["--seed", str(self.seed), "--count", str(self.count)]
-        return [*words, "--classes", *self.classes] if self.classes else words
+        words += ["--classes", *self.classes] if self.classes else []
+        return [*words, "--also", *self.also] if self.also else words
 
 
 def plan_sets(count: int, seed: int) -> tuple[DrawnSet, ...]:
@@ -71,7 +78,9 @@ def plan_sets(count: int, seed: int) -> tuple[DrawnSet, ...]:
         DrawnSet("never_seen", "coco", Split.UNSEEN, seed, count),
         DrawnSet("expressions", "refcoco", Split.SEEN, seed + 1, count),
         DrawnSet(NEW_SHAPE, "coco", Split.NEW, seed, count, AMONG),
-        DrawnSet(EXAMPLES, "coco", Split.NEW, seed + 1, SHOTS),
+        DrawnSet(EXAMPLES, "coco", Split.NEW, seed + 1, SHOTS, AMONG[:1], AMONG[1:]),
+        DrawnSet(REMINDERS[0], "coco", Split.SEEN, seed + 2, SHOTS * len(AMONG[1:]), AMONG[1:], AMONG[:1]),
+        DrawnSet(REMINDERS[1], "coco", Split.SEEN, seed + 3, len(SEEN_PAIRS)),
     )
 
 
@@ -97,12 +106,15 @@ def _test(name: str, entry: dict[str, Any], kind: str) -> dict[str, Any]:
 
 
 def _tuning(sets: dict[str, Written]) -> dict[str, Any]:
+    register = {name: sets[name].entry for name in (EXAMPLES, *REMINDERS, NEW_SHAPE, RETAINED)}
+    register[EXAMPLES] = register[EXAMPLES] | {"copies": "COCO_COPY"}
     datasets = {
-        "REGISTER": {name: sets[name].entry for name in (EXAMPLES, NEW_SHAPE, RETAINED)},
-        "TRAIN": [EXAMPLES],
+        "REGISTER": register,
+        "TRAIN": [EXAMPLES, *REMINDERS],
         "TEST": [NEW_SHAPE],
         "TRAIN_DATASETNAME_SUFFIX": "_grounding",
-        "GENERAL_COPY": 4,
+        "COCO_COPY": 12,
+        "GENERAL_COPY": 1,
     }
     return {
         "DATASETS": datasets,

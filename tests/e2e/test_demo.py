@@ -75,7 +75,7 @@ def test_the_numbers_are_those_of_the_result_files(demo: Path, page: str) -> Non
 def test_every_command_of_the_report_runs_as_printed(demo: Path, page: str) -> None:
     commands = [html.unescape(block) for block in re.findall(r"<pre>(.*?)</pre>", page, re.S)]
     env = environment() | {"PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))}
-    assert len(commands) == 10
+    assert len(commands) == 12
     for command in commands:
         run = subprocess.run(
             ["bash", "-c", command], cwd=ROOT, env=env, capture_output=True, text=True, timeout=1200, check=False

@@ -20,7 +20,7 @@ from PIL import Image
 from benchmarks import tiny
 from maskrcnn_benchmark import cli
 from maskrcnn_benchmark.api import Found
-from maskrcnn_benchmark.data.drawn import NEVER_SEEN
+from maskrcnn_benchmark.data.drawn import NEVER_SEEN, NEW_SHAPE, Split, World
 from maskrcnn_benchmark.data.drawn.__main__ import main as draw_main
 from maskrcnn_benchmark.demo import measure
 from maskrcnn_benchmark.demo.__main__ import main
@@ -29,7 +29,7 @@ from maskrcnn_benchmark.demo.command_lines import Command
 from maskrcnn_benchmark.demo.gallery import ABSENT, Asked, Gallery, Shown, Word, compare, enlarged, questions
 from maskrcnn_benchmark.demo.measure import Absent, Tuned
 from maskrcnn_benchmark.demo.report import Findings, write_page
-from maskrcnn_benchmark.demo.sets import EXAMPLES, SHOTS, TUNED, draw_sets, plan_sets, write_tasks
+from maskrcnn_benchmark.demo.sets import EXAMPLES, REMINDERS, SHOTS, TUNED, draw_sets, plan_sets, write_tasks
 from maskrcnn_benchmark.structures import ImageMeta
 
 PAGE_NUMBERS = {
@@ -98,8 +98,11 @@ def test_the_task_files_learn_from_the_examples_and_score_on_other_pictures(tmp_
     tasks = write_tasks(tmp_path / "tasks", drawn)
     tree = yaml.safe_load(tasks[TUNED].read_text(encoding="utf-8"))
     register = tree["DATASETS"]["REGISTER"]
-    assert tree["DATASETS"]["TRAIN"] == [EXAMPLES]
+    assert tree["DATASETS"]["TRAIN"] == [EXAMPLES, *REMINDERS]
     assert drawn[EXAMPLES].counts["pictures"] == SHOTS
+    for name in REMINDERS:  # nobody shows another arrow with them
+        pictures = World(5 + 2 + REMINDERS.index(name), Split.SEEN).pictures(9)
+        assert all(item.shape != NEW_SHAPE for picture in pictures for item in picture.items)
     assert tree["TEST"]["RETENTION_DATASET"] in register
     train = {path.read_bytes() for path in Path(register[EXAMPLES]["img_dir"]).glob("*.png")}
     for name in tree["DATASETS"]["TEST"]:

@@ -12,7 +12,7 @@ import yaml
 from maskrcnn_benchmark.data.drawn.forms import FORMS
 from maskrcnn_benchmark.data.drawn.sheet import contact_sheet
 from maskrcnn_benchmark.data.drawn.vocabulary import CLASSES, NEVER_SEEN, NEW_SHAPE, Mix, Split
-from maskrcnn_benchmark.data.drawn.world import World
+from maskrcnn_benchmark.data.drawn.world import MOST, World
 from maskrcnn_benchmark.errors import ConfigError, UserError
 
 SHOWN = 24  # pictures on the contact sheet
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ConfigError(f"--count {args.count}: draw at least one picture")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {args.out!r} exists and is not an empty folder: choose another one")
-    world = World(args.seed, Split(args.split), tuple(args.size), args.classes, Mix(args.mix))
+    world = World(args.seed, Split(args.split), tuple(args.size), args.classes, Mix(args.mix), args.most, args.also)
     try:
         written = FORMS[args.form](out, world, args.count)
         if args.sheet:
@@ -89,10 +89,20 @@ def _parser() -> argparse.ArgumentParser:
         help=f"what is annotated: pairs or shapes, such as {CLASSES[0]!r} or star (default: all pairs of the split)",
     )
     parser.add_argument(
+        "--also",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="annotated too, but no picture is about them (default: none)",
+    )
+    parser.add_argument(
         "--mix",
         choices=[mix.value for mix in Mix],
         default=Mix.EVEN.value,
         help="all classes equally often, or as in LVIS (default: even)",
+    )
+    parser.add_argument(
+        "--most", type=int, default=MOST, metavar="N", help="things in a picture, at most (default: %(default)s)"
     )
     parser.add_argument("--sheet", action="store_true", help=f"also sheet.png with the first {SHOWN} pictures")
     return parser

@@ -112,13 +112,23 @@ def allowed(split: Split) -> tuple[str, ...]:
     return SEEN_PAIRS + more.get(split, ())
 
 
+def check_names(classes: Sequence[str]) -> None:
+    """
+    Raises:
+        ConfigError: there is no class, or one is unknown or doubled.
+    """
+    if not classes or len(set(classes)) < len(classes):
+        raise ConfigError(f"classes must be names, each of them once, got {', '.join(classes) or 'none'}")
+    for name in classes:
+        pairs_of(name)
+
+
 def check_classes(classes: Sequence[str], split: Split) -> None:
     """
     Raises:
         ConfigError: a class is unknown or doubled, or has no pair that the split may draw.
     """
-    if not classes or len(set(classes)) < len(classes):
-        raise ConfigError(f"classes must be names, each of them once, got {', '.join(classes) or 'none'}")
+    check_names(classes)
     may = set(allowed(split))
     for name in classes:
         if may.isdisjoint(pairs_of(name)):

@@ -19,6 +19,7 @@ from maskrcnn_benchmark.data.drawn.vocabulary import (
     Split,
     allowed,
     check_classes,
+    check_names,
     frequency,
     pairs_of,
 )
@@ -75,9 +76,12 @@ class World:
         classes: What the pictures are about: pairs ("red circle") or shapes ("circle"). Things of other kinds that the
             split may have are among them. Default: those that the split is for.
         mix: How often each class is drawn.
+        most: Things in a picture, at most.
+        also: Classes that come after ``classes``: annotated where they happen to be, but no picture is about them. They
+            may be ones that the split never has.
 
     Raises:
-        ConfigError: a class that is unknown or not in the split, or a picture too small.
+        ConfigError: a class that is unknown or not in the split, a picture too small, or no things.
     """
 
     def __init__(
@@ -87,17 +91,23 @@ class World:
         size: tuple[int, int] = (256, 256),
         classes: Sequence[str] | None = None,
         mix: Mix = Mix.EVEN,
+        most: int = MOST,
+        also: Sequence[str] = (),
     ):
-        self.seed, self.split, self.size, self.mix = seed, split, size, mix
-        self.classes = tuple(DEFAULT_CLASSES[split] if classes is None else classes)
-        check_classes(self.classes, split)
+        self.seed, self.split, self.size, self.mix, self.most = seed, split, size, mix, most
+        self._about = tuple(DEFAULT_CLASSES[split] if classes is None else classes)
+        self.classes = (*self._about, *also)
+        check_classes(self._about, split)
+        check_names(self.classes)
         if min(size) < SMALLEST:
             raise ConfigError(f"pictures of {size[0]} x {size[1]} pixels: shapes need at least {SMALLEST} a side")
+        if not 1 <= most <= MOST:
+            raise ConfigError(f"at most {most} things in a picture: give 1 to {MOST}")
         may = allowed(split)
         self._pairs = {name: [pair for pair in pairs_of(name) if pair in may] for name in self.classes}
-        ours = {pair for pairs in self._pairs.values() for pair in pairs}
+        ours = {pair for name in self._about for pair in self._pairs[name]}
         self._others = [pair for pair in may if pair not in ours]
-        self._weights = [WEIGHTS[frequency(name)] if mix is Mix.LONG_TAIL else 1 for name in self.classes]
+        self._weights = [WEIGHTS[frequency(name)] if mix is Mix.LONG_TAIL else 1 for name in self._about]
 
     def class_of(self, item: Item) -> int | None:
         """The number of the class that an item belongs to, from 0: its pair, else its shape; None: it has none."""
@@ -121,18 +131,18 @@ class World:
 
     def _kinds(self, number: int, dice: Dice) -> list[str]:
         """The pairs that are to be in a picture: often several of a kind, so that words have to tell them apart."""
-        even = self.classes[(number - 1) % len(self.classes)]
-        first = even if self.mix is Mix.EVEN else dice.weighted(self.classes, self._weights)
+        even = self._about[(number - 1) % len(self._about)]
+        first = even if self.mix is Mix.EVEN else dice.weighted(self._about, self._weights)
         kinds = [dice.pick(self._pairs[first])]
         if dice.chance(45):
             kinds += [kinds[0]] * dice.weighted((1, 2, 3), (5, 3, 1))
         for _ in range(dice.between(0, 5)):
-            kinds.append(dice.pick(self._pairs[dice.weighted(self.classes, self._weights)]))
+            kinds.append(dice.pick(self._pairs[dice.weighted(self._about, self._weights)]))
         if self._others:
             kinds += [dice.pick(self._others) for _ in range(dice.between(0, 3))]
         if len(kinds) < MOST and dice.chance(40):  # one that shares its colour or shape with another one
             kinds += self._near(dice.pick(kinds), dice)
-        return [kinds[0], *dice.shuffled(kinds[1:MOST])]
+        return [kinds[0], *dice.shuffled(kinds[1:MOST])[: self.most - 1]]
 
     def _near(self, pair: str, dice: Dice) -> list[str]:
         colour, shape = pair.split()
