@@ -23,20 +23,28 @@ AGREE = 1e-3  # largest difference to the network as it was, in parts of its lar
 
 
 class FusedConv(nn.Module):
-    """relu(conv(x)), or relu(conv(x) + other)."""
+    """relu(conv(x)), or relu(conv(x) + other).
 
-    def __init__(self, conv: nn.Conv2d):
+    Args:
+        conv: Has weights and shape.
+        into: Whether the sum may be written where ``other`` is.
+    """
+
+    def __init__(self, conv: nn.Conv2d, into: bool = False):
         super().__init__()
         self.weight = nn.Parameter(conv.weight.detach(), requires_grad=False)
         self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach(), requires_grad=False)
         self.shape = (conv.padding, conv.stride, conv.dilation, conv.groups)
+        self.into = into
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        run = torch.ops.mkldnn._convolution_pointwise
+        ops, conv = torch.ops.mkldnn, (self.weight, self.bias, *self.shape)
         if other is None:
-            out: Tensor = run(x, self.weight, self.bias, *self.shape, "relu", [], None)
+            out: Tensor = ops._convolution_pointwise(x, *conv, "relu", [], None)
+        elif self.into:
+            out = ops._convolution_pointwise_.binary(other, x, *conv, "add", 1.0, "relu", [], None)
         else:
-            out = run.binary(x, other, self.weight, self.bias, *self.shape, "add", 1.0, "relu", [], None)
+            out = ops._convolution_pointwise.binary(x, other, *conv, "add", 1.0, "relu", [], None)
         return out
 
 
@@ -71,14 +79,15 @@ def fuse_convolutions(net: fx.GraphModule) -> fx.GraphModule:
     graph, parts = fx.Graph(), dict(net.named_modules())
     graph.output(graph.graph_copy(net.graph, {}))
     copy = fx.GraphModule(net, graph)
+    place = {node: number for number, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
         conv, other = _before_relu(node, parts)
         if conv is None:
             continue
-        layer = parts[str(conv.target)]
+        layer, name = parts[str(conv.target)], f"fused_{conv.name}"
         assert isinstance(layer, nn.Conv2d)
-        name = f"fused_{conv.name}"
-        copy.add_submodule(name, FusedConv(layer))
+        last = other is not None and all(place.get(user, 0) < place[node] for user in other.users)
+        copy.add_submodule(name, FusedConv(layer, into=last and other is not None and _made_here(other, copy)))
         with graph.inserting_before(node):
             inputs = (conv.args[0],) if other is None else (conv.args[0], other)
             node.replace_all_uses_with(graph.call_module(name, inputs))
@@ -87,6 +96,11 @@ def fuse_convolutions(net: fx.GraphModule) -> fx.GraphModule:
     copy.delete_all_unused_submodules()
     copy.recompile()
     return copy
+
+
+def _made_here(node: fx.Node, net: fx.GraphModule) -> bool:
+    """Whether a node gives a map of its own, that is no part of another."""
+    return node.op == "call_module" and isinstance(net.get_submodule(str(node.target)), (nn.Conv2d, FusedConv))
 
 
 def _before_relu(node: fx.Node, parts: dict[str, nn.Module]) -> tuple[fx.Node | None, fx.Node | None]:
