@@ -29,9 +29,11 @@ from maskrcnn_benchmark.data.pictures import open_picture, to_rgb
 from maskrcnn_benchmark.demo.draw import draw
 from maskrcnn_benchmark.engine.classes import find_classes
 from maskrcnn_benchmark.engine.inference import Model, Recipe, build_recipe, load
+from maskrcnn_benchmark.engine.vocabulary import EMBEDDING
 from maskrcnn_benchmark.errors import DataError, PromptError
 from maskrcnn_benchmark.modeling.interface import ImageState, TextState
 from maskrcnn_benchmark.structures import Detections, ImageBatch, ImageMeta, Prompt
+from maskrcnn_benchmark.text.class_bank import check_names
 from maskrcnn_benchmark.text.prompts import caption_prompt, label_prompts
 
 PROMPTS_KEPT = 16  # encoded prompts that a predictor remembers
@@ -121,10 +123,7 @@ def pick_classes(classes: Sequence[str], labels: Sequence[str] | None, caption: 
     Raises:
         PromptError: there is a caption, or a name is none of the classes.
     """
-    if caption is not None:
-        raise PromptError(
-            f"this detector reads no text, it knows {len(classes)} classes: give labels=[...] of these, or none for all"
-        )
+    refuse_caption(caption)
     if isinstance(labels, str):
         raise PromptError(f"labels must be a list of names, got the text {labels!r}: write labels=[{labels!r}]")
     if labels is None:
@@ -137,6 +136,16 @@ def pick_classes(classes: Sequence[str], labels: Sequence[str] | None, caption: 
             f"{unknown[0]!r} is none of the {len(known)} classes of this detector: the closest are {', '.join(near)}"
         )
     return {known[label.strip().lower()]: place for place, label in reversed(list(enumerate(labels, 1)))}
+
+
+def refuse_caption(caption: str | None) -> None:
+    """Of a detector that reads no text.
+
+    Raises:
+        PromptError: there is one.
+    """
+    if caption is not None:
+        raise PromptError("this detector reads no text, it finds classes: give labels=[...], or none for all it knows")
 
 
 def check_query(
@@ -153,7 +162,10 @@ def check_query(
         WeightsError: the checkpoint is missing or damaged.
     """
     recipe = build_recipe(cfg)
-    if recipe.tokenizer is None:
+    if cfg.MODEL.META_ARCHITECTURE in EMBEDDING:
+        refuse_caption(caption)
+        check_names(labels if labels is not None else ["all of them"], "labels")
+    elif recipe.tokenizer is None:
         pick_classes(find_classes(cfg, find_weights(weights)), labels, caption)
     else:
         write_query(recipe, labels, caption, phrases)
@@ -204,10 +216,12 @@ class Predictor:
         """Find ``labels``, or what ``caption`` speaks of, in the picture of :meth:`set_image`.
 
         A detector that reads no text (Faster R-CNN) finds its classes: all of them, or those that ``labels`` names.
+        DECOLA and its baselines find any names that they have, or can make, embeddings of.
 
         Args:
             labels: Names of things; label ``i`` of the result is the ``i``-th name, from 1.
-            caption: A sentence. Without ``phrases`` the whole of it is looked for, as in referring expressions.
+            caption: A sentence. Without ``phrases`` the whole of it is looked for, as in referring expressions; MDETR
+                finds all that it speaks of, and calls each box by the words that it belongs to.
             phrases: Parts of the caption, word for word and in its order; phrase ``i`` is label ``i``, from 1.
             min_score: Leave out what scores lower.
             top: Keep at most so many.
@@ -221,7 +235,10 @@ class Predictor:
             raise DataError("no picture yet: call set_image() first")
         if top is not None and top < 0:
             raise PromptError(f"top must be at least 0, got {top}")
-        if self.model.recipe.tokenizer is None:
+        if self.model.vocabulary is not None and labels is not None:
+            refuse_caption(caption)
+            found = self.model.find_named(self._image, labels)[0]
+        elif self.model.recipe.tokenizer is None:
             found = self._known(self._image, pick_classes(self.model.classes, labels, caption))
         else:
             prompts = write_query(self.model.recipe, labels, caption, phrases)

@@ -120,9 +120,8 @@ def folder(source: Path, out: Path, options: Options, images: Path | None = None
     Raises:
         DataError, ConfigError, WeightsError: something is missing or does not fit.
     """
+    pictures = ImageFolder(images or (source if source.is_dir() else source.parent), source)
     finder = build_finder(replace(options, coco=True))
-    root = images or (source if source.is_dir() else source.parent)
-    pictures = ImageFolder(root, source)
     out.mkdir(parents=True, exist_ok=True)
     run(pictures, out / "cam", finder, EVERY_LEVEL, classes=class_rows(pictures, finder.net.classes, classes))
 
@@ -133,9 +132,9 @@ def imagenet1k(split: str, name: str, options: Options, local_rank: int | None =
     Raises:
         DataError, ConfigError, WeightsError: something is missing or does not fit.
     """
-    finder = build_finder(options, local_rank)
     place = _place(where, FOLDER_1K)
-    run(ImageNetBinary(place, split), place / f"{split}.{name}", finder, EVERY_LEVEL)
+    pictures = ImageNetBinary(place, split)
+    run(pictures, place / f"{split}.{name}", build_finder(options, local_rank), EVERY_LEVEL)
 
 
 def imagenet22k(
@@ -160,8 +159,8 @@ def imagenet22k(
     Raises:
         DataError, ConfigError, WeightsError: something is missing or does not fit.
     """
-    finder = build_finder(options, local_rank)
     place = _place(where, FOLDER_22K)
+    finder = build_finder(options, local_rank)
     if split is not None:
         return _split22k(place, split, name, finder, base)
     there = [number for number in range(SPLITS) if _tsv(place, number).is_file()]

@@ -12,21 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from maskrcnn_benchmark import cli
 from maskrcnn_benchmark.checkpoint.io import Report, find_weights
 from maskrcnn_benchmark.checkpoint.mdetr import start_body, start_mdetr, start_text
 from maskrcnn_benchmark.checkpoint.start import start_from
 from maskrcnn_benchmark.config import Cfg, load_cfg
+from maskrcnn_benchmark.config.node import DEFAULT
 from maskrcnn_benchmark.data.catalog import UnknownKind, resolve
+from maskrcnn_benchmark.data.class_counts import class_chances
 from maskrcnn_benchmark.data.classes import closed_vocabulary
 from maskrcnn_benchmark.data.modulated_set import ARCHITECTURES
-from maskrcnn_benchmark.data.training import build_training_data
+from maskrcnn_benchmark.data.training import TrainingData, build_training_data
 from maskrcnn_benchmark.demo.seen import Seen
+from maskrcnn_benchmark.demo.watch import Watch
 from maskrcnn_benchmark.engine import distributed, evaluate
 from maskrcnn_benchmark.engine.amp import Precision, pick_precision
-from maskrcnn_benchmark.engine.boards import need_boards
+from maskrcnn_benchmark.engine.boards import UNNAMED, Run, need_boards
 from maskrcnn_benchmark.engine.device import pick_device
 from maskrcnn_benchmark.engine.distributed import World
 from maskrcnn_benchmark.engine.freeze import count_table, freeze, with_tuning
@@ -34,11 +37,14 @@ from maskrcnn_benchmark.engine.inference import Model, build_recipe
 from maskrcnn_benchmark.engine.lock import lock
 from maskrcnn_benchmark.engine.log import say_what_others_cannot
 from maskrcnn_benchmark.engine.rng import seed_all
+from maskrcnn_benchmark.engine.self_label import build_teacher, check_teacher
 from maskrcnn_benchmark.engine.tasks import Task, plan_tasks, problem_of
 from maskrcnn_benchmark.engine.train import Training, train
-from maskrcnn_benchmark.errors import ConfigError
+from maskrcnn_benchmark.engine.vocabulary import build_vocabulary
+from maskrcnn_benchmark.errors import ConfigError, WeightsError
 from maskrcnn_benchmark.evaluation.caption_table import caption_columns
 from maskrcnn_benchmark.modeling.build import build_detector
+from maskrcnn_benchmark.modeling.heads.zero_shot import without_embeddings
 from maskrcnn_benchmark.modeling.interface import Detector
 from maskrcnn_benchmark.solver.build import Solver, build_solver
 from maskrcnn_benchmark.solver.plan import Plan, make_plan
@@ -79,9 +85,9 @@ def train_net(
     """
     if not config_file:
         raise ConfigError("no config: give --config-file configs/....yaml")
-    need_boards(boards)
     extra = ["OUTPUT_DIR", output] if output else []
     cfg = with_tuning(load_cfg(config_file, task_file, [*opts, *extra]))
+    need_boards(_boards(cfg, boards))
     world = distributed.detect_world(os.environ, local_rank)
     device = distributed.local_device(world, pick_device(cfg.MODEL.DEVICE))
     folder = cli.output_folder(cfg.OUTPUT_DIR)
@@ -100,11 +106,32 @@ def train_net(
                 scored = run.evaluate is not None or run.test is not None
                 idle = ("TEST.USE_EMA",) if scored else cli.EVALUATION_KEYS  # SOLVER.USE_EMA_FOR_MONITOR decides
                 cli.report_unread([cfg], strict, idle)
-            run.boards = boards
+            run.boards = _boards(cfg, boards)
             found = train(run)
             return found if world.main else {}
         finally:
             distributed.shutdown()
+
+
+def _boards(cfg: Cfg, asked: Sequence[str]) -> tuple[str, ...]:
+    """Where scalars go too: what the command line asks for, and the config."""
+    return tuple(dict.fromkeys((*asked, *(() if cfg.WANDB.DISABLE_WANDB else ("wandb",)))))
+
+
+def _watch(cfg: Cfg, model: Detector, data: TrainingData) -> tuple[Run, Watch | None]:
+    """What ``WANDB`` says of a run and of its pictures."""
+    if cfg.WANDB.DISABLE_WANDB:
+        return UNNAMED, None
+    wandb, shown = cfg.WANDB, {key: value for key, value in cfg.keys_and_values() if cfg.source(key) != DEFAULT}
+    called = Run(wandb.PROJECT or None, wandb.GROUP or None, wandb.RUN_NAME or None, shown)
+    if not wandb.VIS_PERIOD:
+        return called, None
+    if not data.classes:
+        raise ConfigError(
+            f"WANDB.VIS_PERIOD {wandb.VIS_PERIOD} ({cfg.source('WANDB.VIS_PERIOD')}) is for detectors with a list of "
+            "classes: set SOLVER.PICTURES_PERIOD instead"
+        )
+    return called, Watch(wandb.VIS_PERIOD, model, data.normalise, data.classes)
 
 
 def build_training(
@@ -122,33 +149,27 @@ def build_training(
     """
     recipe = build_recipe(cfg)
     data = build_training_data(cfg, recipe.tokenizer)
-    batches = len(data.loader(0, 0, world.size, world.rank))
-    whole = data.plan.samples / data.plan.batch_size if closed_vocabulary(cfg) else None
-    plan = make_plan(cfg, batches, whole)
-    logger.info(
-        "%d steps (%.1f epochs of %d batches), a checkpoint every %d", plan.steps, plan.epochs, batches, plan.period
-    )
-    during = cfg.TEST.DURING_TRAINING or plan.test_period > 0
-    if not (cfg.DATASETS.TEST or cfg.TEST.DURING_TRAINING):
-        logger.info("DATASETS.TEST names no data set: nothing is scored in this run")
-        during = test = False
-    if (during or test) and not _can_score(cfg):
-        during = test = False
-    tasks = plan_tasks(cfg, folder / "inference") if during or test else []
+    plan = _plan(cfg, data, world)
+    during, test, tasks = _scoring(cfg, plan, folder, test)
     precision = pick_precision(cfg, device)
+    chances = class_chances(cfg, data.sets)
     if not with_model:
         _check_weights(cfg)
+        check_teacher(cfg)
         return None
-    model, solver = _build_model(cfg, plan, precision, device)
+    model, solver = _build_model(cfg, plan, precision, device, chances)
+    teacher = build_teacher(cfg, device)
     seed_all(cfg.SOLVER.SEED, world.rank)  # the network was the same for all processes, what each of them draws is not
     averaged = cfg.SOLVER.USE_EMA_FOR_MONITOR
+    vocabulary = build_vocabulary(cfg, model)
     run = distributed.broadcast(time.time_ns())  # weights of one training are never taken for those of another
 
     def score(step: int) -> float:
         stamp = f"step {step} of training {run}"
-        now = Model(model, recipe, device, _in_training(folder, step), stamp, tuple(data.classes))
+        now = Model(model, recipe, device, _in_training(folder, step), stamp, tuple(data.classes), vocabulary)
         return _score(solver, now, tasks, averaged, world)
 
+    called, watch = _watch(cfg, model, data)
     return Training(
         model=model,
         solver=solver,
@@ -166,12 +187,50 @@ def build_training(
         classes=data.classes,
         look=Seen(folder / "seen", cfg.SOLVER.PICTURES_PERIOD, recipe.tokenizer, data.normalise, data.classes),
         log_period=cfg.SOLVER.LOG_PERIOD,
+        called=called,
+        watch=watch,
+        label=teacher,
+        labeller=teacher.digest if teacher else "",
     )
 
 
-def _build_model(cfg: Cfg, plan: Plan, precision: Precision, device: torch.device) -> tuple[Detector, Solver]:
-    """The network with its first weights, the same in every process, and its solver."""
+def _plan(cfg: Cfg, data: TrainingData, world: World) -> Plan:
+    """How many steps there are, and what happens after which of them."""
+    batches = len(data.loader(0, 0, world.size, world.rank))
+    whole = data.plan.samples / data.plan.batch_size if closed_vocabulary(cfg) else None
+    plan = make_plan(cfg, batches, whole)
+    logger.info(
+        "%d steps (%.1f epochs of %d batches), a checkpoint every %d", plan.steps, plan.epochs, batches, plan.period
+    )
+    return plan
+
+
+def _scoring(cfg: Cfg, plan: Plan, folder: Path, test: bool) -> tuple[bool, bool, list[Task]]:
+    """Whether weights are scored in training, whether at its end, and on what."""
+    during = cfg.TEST.DURING_TRAINING or plan.test_period > 0
+    if not (cfg.DATASETS.TEST or cfg.TEST.DURING_TRAINING):
+        logger.info("DATASETS.TEST names no data set: nothing is scored in this run")
+        during = test = False
+    if (during or test) and not _can_score(cfg):
+        during = test = False
+    return during, test, plan_tasks(cfg, folder / "inference") if during or test else []
+
+
+def _build_model(
+    cfg: Cfg, plan: Plan, precision: Precision, device: torch.device, chances: Tensor | None = None
+) -> tuple[Detector, Solver]:
+    """The network with its first weights, the same in every process, and its solver.
+
+    Args:
+        cfg: See :func:`build_training`.
+        plan: Of the training.
+        precision: That it computes in.
+        device: Of this process.
+        chances: (C,) how often each class is drawn for the losses of a step; None: no classes are drawn.
+    """
     model = starting_model(cfg)
+    if chances is not None:
+        model.weigh_classes(chances)
     freeze(cfg, model)
     logger.info("%s", count_table(model))
     model.to(device)
@@ -187,6 +246,11 @@ def starting_model(cfg: Cfg) -> Detector:
         start(model, name)
     if not starts:
         logger.warning("MODEL.WEIGHT is empty: the network begins with random weights")
+    if nothing := without_embeddings(model, cfg.MODEL.DECOLA.PROB_OBJECT_PROMPT > 0):
+        raise WeightsError(
+            f"{nothing} has no embedding: neither MODEL.WEIGHT nor MODEL.ZEROSHOT_CLS.WEIGHT_PATH and "
+            "OBJECT_WEIGHT_PATH brought it; `mrb bank` writes such files"
+        )
     return model
 
 

@@ -121,7 +121,7 @@ class Small:
         for process in self.started:
             assert process.stdin is not None
             process.stdin.close()
-            process.wait(timeout=30)
+            process.wait(timeout=300)
 
 
 def make_small(folder: Path, count: int = 6) -> Small:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from maskrcnn_benchmark import cli
 from maskrcnn_benchmark.config.task_files import find_task_files
 from maskrcnn_benchmark.engine.distributed import launch
-from maskrcnn_benchmark.evaluation.report import table
+from maskrcnn_benchmark.evaluation.report import print_results
 from maskrcnn_benchmark.zero_shot import zero_shot
 
 TASKS_HELP = "task files, each evaluated by itself; also folders (configs/odinw_13) and quoted globs"
@@ -39,10 +39,7 @@ def main(argv: Sequence[str]) -> None:
     results = zero_shot(
         args.config_file, args.weight, tasks, args.opts, args.strict_config, args.dry_run, args.local_rank
     )
-    kinds = list(dict.fromkeys(tuple(numbers) for numbers in results.values()))  # evaluators have numbers of their own
-    for names in kinds:
-        rows = [[name, *numbers.values()] for name, numbers in results.items() if tuple(numbers) == names]
-        print(table(["data set", *names], rows))
+    print_results(results)
 
 
 if __name__ == "__main__":

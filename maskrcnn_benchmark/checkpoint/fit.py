@@ -1,4 +1,4 @@
-"""Which tensor of a file goes where in a closed-vocabulary detector (Faster R-CNN, RetinaNet).
+"""Which tensor of a file goes where in a closed-vocabulary detector (Faster R-CNN, RetinaNet, CenterNet2).
 
 Names of the file need only be the ends of ours: ``layer1.0.conv1.weight`` of a classifier is that of the backbone.
 """
@@ -20,6 +20,7 @@ from maskrcnn_benchmark.errors import WeightsError
 PREDICTORS = {
     "Faster R-CNN": ("roi_heads.box.predictor.*",),
     "RetinaNet": ("rpn.head.cls_logits.*",),
+    "CenterNet2": (),  # whose classes are names
 }
 """What belongs to the classes that a detector was trained on, and is learnt anew for others."""
 BACKBONE = "backbone."
@@ -66,7 +67,7 @@ def fit(ours: Mapping[str, Tensor], file: Mapping[str, Tensor], path: Path) -> F
 
     Args:
         ours: State dict of the detector; its tensors may be without values (meta device).
-        file: State dict of a detector or of a classifier, by the names of :data:`rules.FASTER_RCNN`.
+        file: State dict of a detector or of a classifier, by the names of :data:`rules.RELEASED`.
         path: Of the file, for messages.
 
     Raises:
@@ -122,14 +123,14 @@ def _refuse(
 ) -> None:
     """Raises: see :func:`fit`."""
     looks = describe({name: tuple(value.shape) for name, value in file.items()})
-    wrong = [f"{name}: {what}" for name, what in dropped.items() if name.startswith(BACKBONE)]
+    wrong = [f"{name}: {what}" for name, what in dropped.items() if BACKBONE in name]
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise WeightsError(
             f"{path} looks like {looks} and does not fit the backbone ({wrong[0]}{more}): give weights of the size "
             "that MODEL.BACKBONE and MODEL.RESNETS describe"
         )
-    if not any(name.startswith(BACKBONE) for name in source):
+    if not any(BACKBONE in name for name in source):
         raise WeightsError(
             f"{path}: none of its {len(file)} tensors fits the backbone ({_first(file)}; it looks like {looks}): give "
             "a checkpoint of such a detector, or of a ResNet classifier"

@@ -9,7 +9,7 @@ import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from maskrcnn_benchmark.checkpoint.caffe2 import torch_names
 from maskrcnn_benchmark.checkpoint.names import Rule, rename
-from maskrcnn_benchmark.checkpoint.rules import RECOMPUTED, describe
+from maskrcnn_benchmark.checkpoint.rules import COPIES, RECOMPUTED, TABLES, UNUSED, describe
 from maskrcnn_benchmark.checkpoint.unpickle import holds_arrays, load_arrays, load_torch
 from maskrcnn_benchmark.errors import WeightsError
 from maskrcnn_benchmark.paths import repository_root
@@ -47,7 +47,8 @@ class Report:
     missing: tuple[str, ...]  # in the model, not in the file, and not declared as allowed
     unexpected: tuple[str, ...]  # in the file, not in the model
     reshaped: Mapping[str, str]  # of another shape, kind or (recomputed buffers) value: "file has ..., model wants ..."
-    left_alone: tuple[str, ...] = ()  # absent from the file, as declared
+    left_alone: tuple[str, ...] = ()  # absent from the file, as declared, or the model's own class embeddings
+    unused: Mapping[str, str] = field(default_factory=dict)  # name in the file -> why nothing is lost without it
 
     @property
     def fits(self) -> bool:
@@ -57,6 +58,7 @@ class Report:
         """One line."""
         return (
             f"{self.path}: {len(self.loaded)} tensors loaded, {len(self.left_alone)} not in the file as declared, "
+            f"{len(self.unused)} of no use, "
             f"{len(self.missing)} missing, {len(self.unexpected)} unexpected, {len(self.reshaped)} reshaped "
             f"(sha256 {self.digest[:12]})"
         )
@@ -240,10 +242,16 @@ def compare(
         digest=digest,
         loaded=tuple(name for name in differences if name not in reshaped),
         missing=tuple(name for name in absent if name not in set(declared)),
-        unexpected=tuple(name for name in file if name not in model),
+        unexpected=tuple(name for name in file if name not in model and not _unused(name)),
         reshaped=reshaped,
         left_alone=tuple(declared),
+        unused={name: why for name in file if name not in model and (why := _unused(name))},
     )
+
+
+def _unused(name: str) -> str:
+    """Why a file may hold a name that a model does not have; empty: it may not."""
+    return next((why for pattern, why in UNUSED.items() if fnmatchcase(name, pattern)), "")
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
@@ -290,8 +298,11 @@ def load_weights(
     state = read_state_dict(found, ema)
     ours = model.state_dict()
     renamed = rename(state, rules)
-    file = {renamed[name]: value for name, value in state.items()}
-    report = compare(ours, file, allow_missing, found, file_digest(found))
+    file, copies = without_copies({renamed[name]: value for name, value in state.items()})
+    kept = [name for name in file if name in ours and _matches(name, TABLES) and _is_given(ours[name], file[name])]
+    file = {name: value for name, value in file.items() if name not in kept}
+    report = compare(ours, file, (*allow_missing, *kept), found, file_digest(found))
+    report = replace(report, unused={**report.unused, **copies})
     if not report.fits:
         raise WeightsError(f"{found}: does not fit the model: {report.problems()}. {_remedy(state, ours)}")
     with torch.no_grad():
@@ -300,6 +311,22 @@ def load_weights(
             if not _matches(name, RECOMPUTED):
                 ours[name].copy_(file[name])
     return report
+
+
+def without_copies(file: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A state without tensors that are in it twice: each under the name that counts; and the names left out -> why."""
+    own, left_out = dict(file), {}
+    for name in file:
+        for rule in COPIES:
+            if (counts := rule.inward(name)) is not None:
+                own.setdefault(counts, own.pop(name))
+                left_out[name] = f"the same as {counts}"
+    return own, left_out
+
+
+def _is_given(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether a model was built with these embeddings; without values (meta device), whether it may have been."""
+    return ours.shape != theirs.shape if ours.is_meta else bool(ours.any())
 
 
 def _remedy(file: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> str:

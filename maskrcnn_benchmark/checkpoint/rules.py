@@ -31,17 +31,40 @@ def detectron2_resnet(theirs: str, ours: str) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-def centernet2_backbone(body: str) -> tuple[Rule, ...]:
-    """A CenterNet2 backbone, ``body`` being its trunk: ``bottom_up`` (Swin) or ``bottom_up.base`` (ResNet)."""
-    levels = [
+CENTERNET2 = (
+    *(
         rule
         for level in (3, 4, 5)
         for rule in (
             Rule(f"backbone.fpn_lateral{level}", f"backbone.fpn.fpn_inner{level - 1}"),
             Rule(f"backbone.fpn_output{level}", f"backbone.fpn.fpn_layer{level - 1}"),
         )
-    ]
-    return (*levels, Rule("backbone.top_block", "backbone.fpn.top_blocks"), Rule(f"backbone.{body}", "backbone.body"))
+    ),
+    Rule("backbone.top_block", "backbone.fpn.top_blocks"),
+    Rule("backbone.bottom_up", "backbone.body"),
+)
+"""CenterNet2 in detectron2 (Detic, DECOLA)."""
+
+DETR = detectron2_resnet("detr.backbone.0.backbone", "detr.backbone.0.backbone")
+"""Deformable DETR and DECOLA with detectron2's ResNet; with other backbones our names are the released ones."""
+
+RELEASED = (*FASTER_RCNN, *CENTERNET2, *DETR)
+"""The tables of all detectors; a name that has to be changed is in one of them alone."""
+
+COPIES = tuple(Rule(f"detr.transformer.decoder.{part}", f"detr.{part}") for part in ("class_embed", "bbox_embed"))
+"""Names under which files of Deformable DETR and DECOLA hold tensors a second time: the shorter name counts."""
+
+UNUSED: Mapping[str, str] = {
+    "*.num_batches_tracked": "counters of normalisation layers, which have no part in what frozen ones do",
+    "*fed_loss_weight": "how often classes are drawn in training, which the config says",
+    "*freq_weight": "how often classes are drawn in training, which the config says",
+    "pseudo_detr.*": "the teacher of an on-line phase 2 of DECOLA",
+}
+"""What a file may hold for nothing, and what it is."""
+
+TABLES = ("*.zs_weight", "*.freq_weight")
+"""Embeddings of class names, and how often classes are drawn in training: a model that was built with some keeps them,
+whatever the file has."""
 
 
 _SIGNS = (  # the first one that any name matches (from its beginning) tells the kind of model
@@ -51,7 +74,7 @@ _SIGNS = (  # the first one that any name matches (from its beginning) tells the
     (r"bbox_attention\.", "MDETR with its PhraseCut mask head"),
     (r"transformer\.text_encoder\.", "MDETR"),
     (r"detr\.transformer\.", "DECOLA or Deformable DETR"),
-    (r"backbone\.bottom_up\.", "CenterNet2"),
+    (r"backbone\.bottom_up\.|proposal_generator\.centernet_head\.", "CenterNet2"),
     (r"roi_heads\.box\.", "Faster R-CNN"),
     (r"rpn\.head\.cls_tower\.", "RetinaNet"),
     (r"(patch_embed\.proj|layers\.0\.blocks)\.", "a Swin trained on ImageNet, a backbone without its detector"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from maskrcnn_benchmark.checkpoint.fit import PREDICTORS, fit
 from maskrcnn_benchmark.checkpoint.io import Report, compare, file_digest, find_weights, load_weights, read_state_dict
 from maskrcnn_benchmark.checkpoint.mdetr import start_mdetr
 from maskrcnn_benchmark.checkpoint.names import rename
-from maskrcnn_benchmark.checkpoint.rules import FASTER_RCNN, describe
+from maskrcnn_benchmark.checkpoint.rules import RELEASED, describe
 from maskrcnn_benchmark.errors import WeightsError
 
 logger = logging.getLogger(__name__)
@@ -36,13 +37,18 @@ PARTS = {  # first part of a name in the file -> place in a detector
     "layers": "backbone.body.layers",
 }
 
+DEFORMABLE = "DECOLA or Deformable DETR"
+BODY = "detr.backbone.0.backbone."  # where its backbone is
+OF_RESNET = re.compile(r"(stem|res[2-5])\.")  # what detectron2 calls the parts of a classifier
+
 
 def start_from(model: nn.Module, name: str | os.PathLike[str]) -> Report:
     """Give a detector the weights of a file of its own kind, of a classifier, or of FIBER's coarse-grained stage.
 
     What the file does not have keeps its first values; both that, and what the detector has no place for, is told.
-    Faster R-CNN and RetinaNet take the weights of ResNet classifiers (Caffe2's or torchvision's), and of detectors of
-    other classes, all but the predictor: see :mod:`maskrcnn_benchmark.checkpoint.fit`. For MDETR see
+    Faster R-CNN, RetinaNet and CenterNet2 take the weights of ResNet classifiers (Caffe2's or torchvision's), and of
+    detectors of other classes, all but the predictor: see :mod:`maskrcnn_benchmark.checkpoint.fit`. The backbone of
+    DECOLA or Deformable DETR takes those of classifiers too. For MDETR see
     :func:`~maskrcnn_benchmark.checkpoint.mdetr.start_mdetr`.
 
     Raises:
@@ -54,7 +60,10 @@ def start_from(model: nn.Module, name: str | os.PathLike[str]) -> Report:
     path = find_weights(name)
     state = read_state_dict(path)
     if kind in PREDICTORS:
-        return _fit_in(model, path, state)
+        return _fit_in(model.state_dict(), path, state)
+    if kind == DEFORMABLE and not any(key.startswith("detr.") for key in state):
+        body = {key: value for key, value in model.state_dict().items() if key.startswith(BODY)}
+        return _fit_in(body, path, {f"{BODY}{key}" if OF_RESNET.match(key) else key: state[key] for key in state})
     parts = {key: value for key, value in state.items() if key.split(".")[0] in PARTS}
     if not parts:
         return load_weights(model, path, allow_missing=NEW)
@@ -74,9 +83,9 @@ def start_from(model: nn.Module, name: str | os.PathLike[str]) -> Report:
     return report
 
 
-def _fit_in(model: nn.Module, path: Path, state: Mapping[str, Tensor]) -> Report:
-    """Weights of a classifier or detector for a closed-vocabulary detector."""
-    ours, renamed = model.state_dict(), rename(state, FASTER_RCNN)
+def _fit_in(ours: Mapping[str, Tensor], path: Path, state: Mapping[str, Tensor]) -> Report:
+    """Weights of a classifier or detector for a closed-vocabulary detector, or of a classifier for a backbone."""
+    renamed = rename(state, RELEASED)
     file = {renamed[key]: value for key, value in state.items()}
     found = fit(ours, file, path)
     with torch.no_grad():

@@ -15,6 +15,7 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,14 @@ class Dtype:
 
     def numpy(self) -> np.dtype[Any]:
         """The real thing, numbers only."""
-        if not re.fullmatch(r"[biufc]\d+", self.code):
-            raise pickle.UnpicklingError(f"numpy values of type {self.code!r} are not read")
-        return np.dtype((">" if self.big_endian else "<") + self.code)
+        return _numbers(self.code, self.big_endian)
+
+
+@cache
+def _numbers(code: str, big_endian: bool) -> np.dtype[Any]:
+    if not re.fullmatch(r"[biufc]\d+", code):
+        raise pickle.UnpicklingError(f"numpy values of type {code!r} are not read")
+    return np.dtype((">" if big_endian else "<") + code)
 
 
 class Array:

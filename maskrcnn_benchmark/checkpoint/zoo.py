@@ -35,7 +35,7 @@ class Released:
 
     Attributes:
         name: What ``--model`` takes.
-        system: FIBER, GLIP, MDETR, DECOLA, DAP, maskrcnn-benchmark or MSRA.
+        system: FIBER, GLIP, MDETR, DECOLA, CLIP, DAP, maskrcnn-benchmark or MSRA.
         about: What it was trained for.
         file: Its name in ``MODEL/``.
         config: Config file; "" where this version has none for it.

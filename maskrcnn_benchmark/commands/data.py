@@ -1,4 +1,4 @@
-"""``mrb data check``, ``mrb data convert`` and ``mrb data split``."""
+"""``mrb data check``, ``mrb data convert``, ``mrb data split`` and ``mrb data lvis``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from maskrcnn_benchmark.data.forms.model import ERROR, NOTE, WARNING, DataSet, L
 from maskrcnn_benchmark.data.forms.read import read, usable
 from maskrcnn_benchmark.data.forms.recognise import recognise
 from maskrcnn_benchmark.data.forms.subset import Share, draw_subset
+from maskrcnn_benchmark.data.lvis_files import counted, read_lvis, without_rare
+from maskrcnn_benchmark.data.pseudo_annotations import write_json
 from maskrcnn_benchmark.demo.sheet import contact_sheet
 from maskrcnn_benchmark.errors import ConfigError, DataError
 from maskrcnn_benchmark.evaluation.report import table
@@ -54,6 +56,19 @@ def check(args: argparse.Namespace) -> None:
     print(f"{counts}; all of them in {' and '.join(map(str, written))}")
     if problems.errors or (args.strict and problems.count(WARNING)):
         raise Unsound(f"{args.data}: {counts}: see above")
+
+
+def lvis(args: argparse.Namespace) -> None:
+    """Write LVIS without the boxes of rare classes, and how often each class occurs."""
+    source = Path(args.data)
+    found = read_lvis(source)
+    cut = without_rare(found)
+    folder = Path(args.output) if args.output else source.parent
+    rows = {f"{source.stem}_norare.json": cut, f"{source.stem}_cat_info.json": counted(found)}
+    for name, content in rows.items():
+        write_json(folder / name, content)
+    lost = len(found["annotations"]) - len(cut["annotations"])
+    print(f"{lost} of {len(found['annotations'])} boxes are of rare classes; {' and '.join(rows)} are in {folder}")
 
 
 def _check_other(layout: Layout, problems: Problems) -> None:

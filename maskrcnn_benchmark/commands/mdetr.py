@@ -147,6 +147,8 @@ def _network(options: Mapping[str, Any], notes: list[str]) -> dict[str, object]:
 def _solver(options: Mapping[str, Any], processes: int) -> dict[str, object]:
     batch = options.get("batch_size", BATCH)
     keys: dict[str, object] = {"SOLVER.IMS_PER_BATCH": batch * processes, "TEST.IMS_PER_BATCH": batch}
+    if options.get("epoch_chunks", -1) > 0:
+        keys["DATALOADER.EPOCH_CHUNKS"] = options["epoch_chunks"]
     if "optimizer" in options:
         keys["SOLVER.OPTIMIZER"] = "SGD" if options["optimizer"] == "sgd" else "ADAMW"
     if options.get("clip_max_norm", 1) <= 0:

@@ -60,6 +60,7 @@ VALUES: dict[str, type] = {
     "text_weights": str,
     "lr_backbone": float,
     "batch_size": int,
+    "epoch_chunks": int,
     "optimizer": str,
     "ema_decay": float,
     "mask_model": str,
@@ -107,7 +108,6 @@ REFUSED: dict[str, tuple[object, str]] = {
     "predict_final": (False, "this version has no head for what CLEVR-Ref+ calls final"),
     "pre_norm": (False, "it fails in the original, and no released network has it"),
     "no_pass_pos_and_query": (False, "it fails in the original, and no released network has it"),
-    "epoch_chunks": (-1, "this version trains on all of the data in each epoch"),
     "start_epoch": (0, "a training goes on where the last checkpoint of its folder is"),
     "set_loss": ("hungarian", "there is no other than hungarian"),
 }
@@ -179,6 +179,7 @@ HELP = {
     "text_weights": "file that the text encoder of a new network begins with",
     "lr_backbone": "SOLVER.BACKBONE_LR; 0 freezes a ResNet",
     "batch_size": "pictures for each process",
+    "epoch_chunks": "DATALOADER.EPOCH_CHUNKS, parts of the data; an epoch is one of them",
     "ema": "average the weights, and score the average",
     "mask_model": "smallconv: with masks",
     "load": "weights to begin with: a file, a name in MODEL/, or the URL of a released file that is there",

@@ -18,12 +18,15 @@ MODELS_USAGE = "mrb models | mrb models NAME | mrb models get NAME [--output DIR
 
 
 def add(commands: Any) -> None:
-    """Add the sub-commands eval, train, finetune, export, pseudo-boxes, data and models to those of a parser."""
+    """Add all sub-commands but detect, serve and doctor to those of a parser."""
     _add_eval(commands)
     _add_train(commands)
     _add_finetune(commands)
     _add_export(commands)
     _add_pseudo_boxes(commands)
+    _add_label(commands)
+    _add_self_label(commands)
+    _add_bank(commands)
     _add_data(commands)
     _add_models(commands)
 
@@ -124,6 +127,71 @@ def _add_pseudo_boxes(commands: Any) -> None:
     parser.set_defaults(run=_late("pseudo_boxes", "pseudo_boxes"))
 
 
+def _add_label(commands: Any) -> None:
+    told = (
+        "Find things named in words in pictures, and write them as COCO JSON, to look through and to train on. Run "
+        "again after an interruption, it goes on. Pictures that cannot be read are counted and listed."
+    )
+    parser = commands.add_parser("label", help="pictures to COCO JSON, by any detector", description=told)
+    parser.add_argument(
+        "pictures", nargs="+", metavar="PICTURES", help="files, folders or quoted patterns like 'shots/*.jpg'"
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--labels", help="names of things, separated by commas (default: all classes, where it has a list)"
+    )
+    what.add_argument("--labels-file", metavar="FILE", help="the same: one a line, or the categories of COCO JSON")
+    add_model_options(parser, "checkpoint: a path, or a name in MODEL/")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps ... (default %(default)s)")
+    parser.add_argument("--set", nargs="+", default=[], dest="opts", metavar="KEY VALUE", help="config keys and values")
+    parser.add_argument("--output", default="OUTPUT/label/annotations.json", metavar="FILE", help="default %(default)s")
+    parser.add_argument(
+        "--min-score", type=float, default=0.3, help="leave out what scores lower (default %(default)s)"
+    )
+    parser.add_argument("--top", type=_count, default=100, help="at most so many a picture (default %(default)s)")
+    parser.set_defaults(run=_late("label", "label"))
+
+
+def _add_self_label(commands: Any) -> None:
+    told = (
+        "Find the best box of each name that a picture has (pos_category_ids), by phase 1 of DECOLA, at several sizes "
+        "of the network's input, each with its own file. Run again after an interruption, it goes on."
+    )
+    parser = commands.add_parser("self-label", help="boxes for pictures that have names only", description=told)
+    add_model_options(parser, "weights of phase 1: a path, or a name in MODEL/ (default MODEL.WEIGHT)")
+    parser.add_argument(
+        "--sizes", type=_count, nargs="+", default=(), metavar="N", help="short sides (default INPUT.MIN_SIZE_TEST)"
+    )
+    parser.add_argument("--output", metavar="DIR", help="folder for predictions, in place of OUTPUT_DIR")
+    parser.add_argument("--join", metavar="FILE.json", help="also write annotations of all sizes, without duplicates")
+    parser.add_argument(
+        "--iou-thres", type=float, default=0.9, metavar="IOU", help="of duplicates (default %(default)s)"
+    )
+    parser.add_argument(
+        "--boxes", default="released", choices=("released", "xywh"), help="how they compare (default %(default)s)"
+    )
+    _add_run_options(parser)
+    parser.set_defaults(run=_late("self_label", "self_label"))
+
+
+def _add_bank(commands: Any) -> None:
+    told = (
+        "Embed class names by CLIP's text encoder, for detectors with MODEL.ZEROSHOT_CLS.WEIGHT_PATH (DECOLA, Detic)."
+    )
+    parser = commands.add_parser("bank", help="embeddings of class names", description=told)
+    parser.add_argument("names", metavar="FILE", help="names, one a line, or the categories of COCO JSON")
+    parser.add_argument("--out", required=True, metavar="FILE.safetensors", help="a file, replaced where it is there")
+    parser.add_argument("--template", default="a {}", help="what is read, {} for the name (default %(default)r)")
+    parser.add_argument(
+        "--weight", default="clip-vit-b-32-openai.safetensors", metavar="FILE", help="of CLIP (default %(default)s)"
+    )
+    parser.add_argument("--tokenizer", default="", metavar="PATH", help="CLIP's vocabulary (default: looked for)")
+    parser.add_argument(
+        "--activation", default="quick_gelu", choices=("quick_gelu", "gelu"), help="of CLIP (default %(default)s)"
+    )
+    parser.set_defaults(run=_late("label", "bank"))
+
+
 def add_classifier_options(parser: argparse.ArgumentParser, model: str, weight: str = "") -> None:
     """Which classifier makes the maps, and how."""
     parser.add_argument(
@@ -186,6 +254,14 @@ def _add_data(commands: Any) -> None:
     split.add_argument("--split", nargs="+", metavar="NAME", help="which splits, where there are several")
     split.add_argument("--images", metavar="DIR", help=IMAGES)
     split.set_defaults(run=_late("data", "split"))
+    told = (
+        "Write NAME_norare.json, LVIS without the boxes of rare classes, and NAME_cat_info.json, in how many pictures "
+        "each class is: what DECOLA and Detic are trained with."
+    )
+    lvis = below.add_parser("lvis", help="LVIS without rare classes, and counts of classes", description=told)
+    lvis.add_argument("data", metavar="NAME.json", help="annotations of LVIS v1, such as lvis_v1_train.json")
+    lvis.add_argument("--output", metavar="DIR", help="folder of the new files (default: that of NAME.json)")
+    lvis.set_defaults(run=_late("data", "lvis"))
 
 
 def _add_models(commands: Any) -> None:

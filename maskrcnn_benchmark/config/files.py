@@ -13,6 +13,7 @@ from maskrcnn_benchmark.errors import ConfigError
 from maskrcnn_benchmark.paths import config_root
 
 BASE = "_BASE_"
+BY_NAME = ("decola",)  # folders of configs whose files are also found without their folder
 SUFFIXES = (".yaml", ".yml")
 WRITTEN_TWICE = ("CHECKPOINT_EPOCH",)  # in a published file of DAP: the last one counts, as it did for its authors
 
@@ -41,12 +42,15 @@ def read_chain(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
 def find(path: str | Path) -> Path:
     """A config file, looked for in the current folder, then beside and in the ``configs`` folder of the package.
 
+    Files of :data:`BY_NAME` folders need not be called by their folder.
+
     Raises:
         ConfigError: it is in none of them; the message offers names that are close.
     """
     path = Path(path).expanduser()
     root = config_root()
-    candidates = (path, root.parent / path, root / path)
+    short = path.relative_to(root.name) if path.parts[:1] == (root.name,) else path  # DECOLA's were all in configs/
+    candidates = (path, root.parent / path, root / path, *(root / folder / short for folder in BY_NAME))
     if not any(candidate.is_dir() for candidate in candidates):
         _refuse_code(path)
     for candidate in candidates:

@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maskrcnn_benchmark.config import aliases, files
-from maskrcnn_benchmark.config.defaults import FREE_FORM, NOT_OF, get_defaults
-from maskrcnn_benchmark.config.node import Cfg, is_under
+from maskrcnn_benchmark.config import aliases, detectron2, files
+from maskrcnn_benchmark.config.defaults import DEFAULTS_OF, FREE_FORM, NOT_OF, get_defaults
+from maskrcnn_benchmark.config.defaults.decola import ARCHITECTURES as DECOLA
+from maskrcnn_benchmark.config.node import DEFAULT, Cfg, is_under
 from maskrcnn_benchmark.errors import ConfigError
 
 COMMAND_LINE = "command line"
+AUTO = "/auto"  # in OUTPUT_DIR of DECOLA's files: the name of the config file
 
 
 def load_cfg(
@@ -39,21 +41,35 @@ def load_cfg(
         for key, value in _flatten(tree, source, cfg)
     ]
     given += [(key, value, COMMAND_LINE) for key, value in _pairs(opts, cfg)]
-    architecture = [value for key, value, _ in given if key == "MODEL.META_ARCHITECTURE"][-1:]
-    foreign = NOT_OF.get(str(*architecture), ())
+    architecture = str(*[value for key, value, _ in given if key == "MODEL.META_ARCHITECTURE"][-1:])
+    architecture = detectron2.ARCHITECTURES.get(architecture, architecture)
+    foreign = NOT_OF.get(architecture, ())
+    for key, default in DEFAULTS_OF.get(architecture, {}).items():
+        cfg.assign(key, default, DEFAULT)
+    table = detectron2.TABLE if architecture in DECOLA else aliases.TABLE
     for key, value, source in given:
-        _assign(cfg, key, value, source, foreign)
+        if key == "MODEL.META_ARCHITECTURE":
+            value = detectron2.ARCHITECTURES.get(str(value), value)
+        _assign(cfg, key, value, source, foreign, table)
+    if architecture in DECOLA and config_file is not None and AUTO in cfg.peek("OUTPUT_DIR"):
+        folder = cfg.peek("OUTPUT_DIR").replace(AUTO, f"/{Path(config_file).stem}")
+        cfg.assign("OUTPUT_DIR", folder, cfg.source("OUTPUT_DIR"))
     return cfg.finish()
 
 
-def _assign(cfg: Cfg, key: str, value: object, source: str, foreign: Sequence[str]) -> None:
+def _assign(
+    cfg: Cfg, key: str, value: object, source: str, foreign: Sequence[str], table: Mapping[str, aliases.Alias]
+) -> None:
     """Set a key, or what has become of it; ``foreign`` keys are those of other architectures."""
-    alias = None if cfg.has(key) and not is_under(key, foreign) else aliases.find(key)
+    alias = None if cfg.has(key) and not is_under(key, foreign) else aliases.find(key, table)
     if alias is None:
         cfg.assign(key, value, source)
     elif isinstance(alias, aliases.Renamed):
         cfg.note(source, key, f"called {alias.key} here")
         cfg.assign(alias.key, value, source)
+    elif isinstance(alias, aliases.Mapped):
+        cfg.note(source, key, f"called {alias.key} here")
+        cfg.assign(alias.key, alias.value(key, value, source), source)
     elif isinstance(alias, aliases.Fixed):
         alias.check(key, value, source)
     else:

@@ -122,6 +122,16 @@ def _numbers(value: object, default: Sequence[object]) -> tuple[float, ...]:
     return _sequence(value, _is_number, f"a tuple of numbers like {default!r}")
 
 
+def _rows(value: object, default: Sequence[Sequence[object]]) -> tuple[tuple[Any, ...], ...]:
+    """Lists of as many numbers as each of the default has."""
+    length = len(default[0])
+
+    def fits(item: object) -> bool:
+        return isinstance(item, (list, tuple)) and len(item) == length and all(map(_is_number, item))
+
+    return _sequence(value, fits, f"a tuple of tuples of {length} numbers like {default!r}", tuple)
+
+
 def _booleans(value: object, default: Sequence[object]) -> tuple[bool, ...]:
     return _sequence(value, lambda item: isinstance(item, bool), f"a tuple of True or False like {default!r}")
 
@@ -195,6 +205,7 @@ KINDS: dict[str, Callable[[object, Any], Any]] = {
     "sizes": _sizes,
     "floats": _floats,
     "numbers": _numbers,
+    "rows": _rows,
     "optional text": _optional_text,
     "words": _words,
     "caption prompt": _caption_prompt,

@@ -27,6 +27,7 @@ KINDS = {
     "train": (
         *("coco", "coco_grounding", "mixed", "flickr", "gqa", "phrasecut", "refexp", "tsv"),
         *("voc", "imagenet", "imagenet22k", "image_labels"),
+        *("lvis", "imagenet_lvis", "imagenet_tar"),
     ),
 }
 """Kinds that can be evaluated on and trained with."""
@@ -114,16 +115,16 @@ def _folders() -> dict[Path, str]:
 
 def _look_up(name: str, suffix: str, registered: Mapping[str, Row]) -> Row | None:
     """Keys of an entry: under the name with the suffix, or else under the name, then read as the suffix says."""
-    known = _catalog()
-    if suffix and (name + suffix in registered or name + suffix in known):
+    if suffix and (name + suffix in registered or name + suffix in _catalog()):
         name, suffix = name + suffix, ""
-    row = registered.get(name, known.get(name))
+    known = _catalog().get(name) or _by_star(name) or {}
+    row = registered.get(name, known or None)
     if row is None:
         return None
     kept = ["kind", "evaluator", "copies"]
-    if row.get("kind") in (None, known.get(name, {}).get("kind")):
+    if row.get("kind") in (None, known.get("kind")):
         kept.append("split")  # a key of that kind of data
-    about = {key: known[name][key] for key in kept if key in known.get(name, {})}
+    about = {key: known[key] for key in kept if key in known}
     row = {"kind": "coco", "evaluator": "coco"} | about | row
     return row | {"kind": SUFFIX_KINDS.get(suffix, suffix)} if suffix else row
 
@@ -162,11 +163,26 @@ def _unknown(name: str, where: str, registered: Mapping[str, Row]) -> str:
 
 @cache
 def _catalog() -> dict[str, Row]:
-    rows: dict[str, Row] = {}
-    for pattern, row in yaml.safe_load(CATALOG.read_text(encoding="utf-8")).items():
-        for name, parts in _expand(pattern):
-            rows[name] = {"evaluator": "", **{key: _fill(value, parts) for key, value in row.items()}}
-    return rows
+    return {name: _filled(row, parts) for name, parts, row in _entries() if "*" not in name}
+
+
+def _by_star(name: str) -> Row | None:
+    """The first entry with stars that a name can be read as."""
+    for pattern, parts, row in _entries():
+        if "*" in pattern and (found := re.fullmatch(re.escape(pattern).replace(r"\*", "(.*)"), name)):
+            return _filled(row, (*parts, *found.groups()))
+    return None
+
+
+@cache
+def _entries() -> list[tuple[str, tuple[str, ...], Row]]:
+    """Name, what its braces stood for, and keys, of all that the file has."""
+    rows = yaml.safe_load(CATALOG.read_text(encoding="utf-8"))
+    return [(name, parts, row) for pattern, row in rows.items() for name, parts in _expand(pattern)]
+
+
+def _filled(row: Row, parts: tuple[str, ...]) -> Row:
+    return {"evaluator": "", **{key: _fill(value, parts) for key, value in row.items()}}
 
 
 def _expand(pattern: str) -> list[tuple[str, tuple[str, ...]]]:

@@ -21,11 +21,14 @@ from maskrcnn_benchmark.errors import DataError
 ENTRY_KEYS = {
     "coco": {"copies"},
     "voc": {"copies", "split", "classes"},
-    "imagenet": {"copies", "split", "boxes"},
+    "imagenet": {"copies", "split", "boxes", "first_label", "memory"},
     "imagenet22k": {"copies", "boxes", "class_base", "order_seed"},
     "image_labels": {"copies", "boxes"},
 }
 """Kind that such a detector can be trained with -> what an entry of the catalog may say besides its files."""
+
+FROM_0_OR_1 = ("class_base", "first_label")
+"""Keys that say from where numbers count."""
 
 
 class ClassSet:
@@ -101,7 +104,8 @@ def _labelled(entry: Entry) -> ImageNetBinary | ImageNetSplits | ImageFolder:
     """Pictures of one class each, with boxes from a file."""
     boxes = str(entry.options.get("boxes") or "")
     if entry.kind == "imagenet":
-        return ImageNetBinary(entry.images, str(entry.options.get("split", "train")), entry.name, boxes)
+        split, memory = str(entry.options.get("split", "train")), bool(entry.options.get("memory"))
+        return ImageNetBinary(entry.images, split, entry.name, boxes, _number(entry, "first_label") or 0, memory)
     if entry.kind == "imagenet22k":
         base, seed = (_number(entry, key) for key in ("class_base", "order_seed"))
         return ImageNetSplits(entry.images, entry.name, boxes, base, seed)
@@ -111,7 +115,7 @@ def _labelled(entry: Entry) -> ImageNetBinary | ImageNetSplits | ImageFolder:
 
 def _number(entry: Entry, key: str) -> int | None:
     value = entry.options.get(key)
-    if value is not None and (type(value) is not int or value < 0 or (key == "class_base" and value > 1)):
-        wanted = "0 or 1" if key == "class_base" else "a whole number from 0"
+    if value is not None and (type(value) is not int or value < 0 or (key in FROM_0_OR_1 and value > 1)):
+        wanted = "0 or 1" if key in FROM_0_OR_1 else "a whole number from 0"
         raise DataError(f"data set {entry.name!r}: {key} is {value!r}, not {wanted}")
     return value

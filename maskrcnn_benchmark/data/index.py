@@ -104,7 +104,7 @@ def cached(kind: str, sources: Sequence[Path], version: int, build: Callable[[],
         return found
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _lock(root / f"{name}.lock", sources[0]):
+        with one_at_a_time(root / f"{name}.lock", sources[0]):
             if (found := _open(folder)) is not None:
                 return found
             start = time.perf_counter()
@@ -187,13 +187,13 @@ def _sync(file: IO[Any]) -> None:
 
 
 @contextmanager
-def _lock(path: Path, source: Path) -> Iterator[None]:
-    """Held by one process at a time; it goes with its process."""
+def one_at_a_time(path: Path, source: Path) -> Iterator[None]:
+    """Held by one process at a time, as a lock on a file; it goes with its process. ``source``: for the log."""
     with open(path, "w") as file:
         if fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                logger.info("%s: another process is indexing it, waiting", source)
+                logger.info("%s: another process works on it, waiting", source)
                 fcntl.flock(file, fcntl.LOCK_EX)
         yield

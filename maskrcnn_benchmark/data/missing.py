@@ -17,6 +17,12 @@ def refuse_missing(dataset: PictureSet) -> None:
     Raises:
         DataError: some are missing; names the first.
     """
+    if told := missing(dataset):
+        raise DataError(f"{dataset.name}: {told}: put it there, or take it out of the annotations")
+
+
+def missing(dataset: PictureSet) -> str:
+    """What is missing of a data set, with the first such picture; empty when all are there."""
     files = {dataset.file(index): index for index in reversed(range(len(dataset)))}
     listed: dict[Path, set[str]] = {}
 
@@ -27,10 +33,8 @@ def refuse_missing(dataset: PictureSet) -> None:
             listed[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
         return path.name in listed[path.parent]
 
-    missing = [index for path, index in files.items() if not there(path)]
-    if missing:
-        first = dataset.file(min(missing))
-        count = f"{len(missing)} of {len(files)} pictures are missing, such as " * (len(missing) > 1)
-        raise DataError(
-            f"{dataset.name}: {count or 'missing picture '}{first}: put it there, or take it out of the annotations"
-        )
+    gone = [index for path, index in files.items() if not there(path)]
+    if not gone:
+        return ""
+    count = f"{len(gone)} of {len(files)} pictures are missing, such as" if len(gone) > 1 else "missing picture"
+    return f"{count} {dataset.file(min(gone))}"

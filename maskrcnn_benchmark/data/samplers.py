@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,7 @@ class EpochSampler:
         seed: Another one, another order.
         world: Processes.
         rank: Which of them this one is.
+        parts: Into how many parts the samples are cut, in their order; an epoch is one of them, the next one the next.
     """
 
     groups: np.ndarray
@@ -32,13 +34,14 @@ class EpochSampler:
     seed: int
     world: int = 1
     rank: int = 0
+    parts: int = 1
 
     def __post_init__(self) -> None:
-        _refuse_unequal(self.batch_size, self.world)
+        refuse_unequal(self.batch_size, self.world)
 
     def __len__(self) -> int:
         """Batches of an epoch: all whole ones, at least one."""
-        return max(1, len(self.groups) // self.batch_size)
+        return max(1, len(self.groups) // self.parts // self.batch_size)
 
     def batches(self, epoch: int, start: int = 0) -> list[list[int]]:
         """The samples of this process in each step of an epoch, from step ``start`` on.
@@ -52,23 +55,29 @@ class EpochSampler:
 
     def _all(self, epoch: int) -> np.ndarray:
         """(steps, batch size) int64."""
-        count, size = len(self.groups), self.batch_size
-        shuffled = rng_for(self.seed, epoch).numpy.permutation(count)
+        whole, size = len(self.groups), self.batch_size
+        first, end = (whole * (epoch % self.parts + step) // self.parts for step in (0, 1))
+        count = end - first
+        shuffled = first + rng_for(self.seed, epoch).numpy.permutation(count)
         if count < size:
             repeats = -(-size // count)
-            return (shuffled + count * np.arange(repeats)[:, None]).reshape(-1)[:size][None]
-        places = np.arange(count)
-        group = self.groups[shuffled]
-        whole, left = [], []
-        for name in np.unique(group):
-            members = places[group == name]
-            full = len(members) // size * size
-            whole.append(members[:full].reshape(-1, size))
-            left.append(members[full:])
-        mixed = np.sort(np.concatenate(left))
-        whole.append(mixed[: len(mixed) // size * size].reshape(-1, size))
-        batches = np.concatenate(whole)
-        return shuffled[batches[np.argsort(batches[:, 0])]]
+            return (shuffled + whole * np.arange(repeats)[:, None]).reshape(-1)[:size][None]
+        return in_groups(shuffled, self.groups[shuffled], size)[: len(self)]
+
+
+def in_groups(samples: np.ndarray, group: np.ndarray, size: int) -> np.ndarray:
+    """(N,) samples in their order -> (batches, size), of one group each as far as that fills them, then of several."""
+    places = np.arange(len(samples))
+    whole, left = [], []
+    for name in np.unique(group):
+        members = places[group == name]
+        full = len(members) // size * size
+        whole.append(members[:full].reshape(-1, size))
+        left.append(members[full:])
+    mixed = np.sort(np.concatenate(left))
+    whole.append(mixed[: len(mixed) // size * size].reshape(-1, size))
+    batches = np.concatenate(whole)
+    return samples[batches[np.argsort(batches[:, 0])]]
 
 
 @dataclass(frozen=True)
@@ -95,7 +104,7 @@ class ChunkSampler:
     rank: int = 0
 
     def __post_init__(self) -> None:
-        _refuse_unequal(self.batch_size, self.world)
+        refuse_unequal(self.batch_size, self.world)
 
     def __len__(self) -> int:
         """Steps that are counted as an epoch: those that a chunk of one group would take."""
@@ -131,13 +140,14 @@ class ChunkSampler:
         return [mine[places].tolist() for places in batches]
 
 
-BatchSampler = EpochSampler | ChunkSampler
+SAMPLERS: dict[str, Callable[[np.ndarray, int, int], EpochSampler | ChunkSampler]] = {
+    "shared": EpochSampler,
+    "chunks": ChunkSampler,
+}
+"""``DATALOADER.SAMPLER`` -> what makes a sampler from groups, batch size and seed; see also :mod:`.set_samplers`."""
 
-SAMPLERS: dict[str, type[EpochSampler] | type[ChunkSampler]] = {"shared": EpochSampler, "chunks": ChunkSampler}
-"""What ``DATALOADER.SAMPLER`` can be."""
 
-
-def _refuse_unequal(batch_size: int, world: int) -> None:
+def refuse_unequal(batch_size: int, world: int) -> None:
     if batch_size % world:
         raise ConfigError(
             f"SOLVER.IMS_PER_BATCH {batch_size} cannot be shared by {world} processes: "

@@ -15,7 +15,7 @@ from maskrcnn_benchmark.data.collate import Item, Note, collate
 from maskrcnn_benchmark.data.draws import rng_for
 from maskrcnn_benchmark.data.loader import processors
 from maskrcnn_benchmark.data.pictures import PictureError
-from maskrcnn_benchmark.data.samplers import BatchSampler
+from maskrcnn_benchmark.data.set_samplers import BatchSampler
 from maskrcnn_benchmark.errors import DataError
 from maskrcnn_benchmark.modeling.interface import Batch
 
@@ -119,16 +119,19 @@ class TrainLoader:
             generator=torch.Generator(),  # torch's own draws would otherwise come from the stream that dropout uses
         )
         left = len(self) or len(self.sampler)
-        for read in loader:
-            if isinstance(read, _Bad):
-                raise DataError(f"{read.message}: mend or replace the file, or take it out of the annotations")
-            for note in read.notes:
-                notes.setdefault(note.what, []).append(note.example)
-            left -= 1
-            if not left:
-                self._report(notes)
-                left = len(self.sampler)
-            yield read.batch
+        try:
+            for read in loader:
+                if isinstance(read, _Bad):
+                    raise DataError(f"{read.message}: mend or replace the file, or take it out of the annotations")
+                for note in read.notes:
+                    notes.setdefault(note.what, []).append(note.example)
+                left -= 1
+                if not left:
+                    self._report(notes)
+                    left = len(self.sampler)
+                yield read.batch
+        finally:
+            self._report(notes)  # of an epoch that was not ended
 
     def _steps(self) -> Iterator[Step]:
         start = self.start

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from maskrcnn_benchmark.config import Cfg
+from maskrcnn_benchmark.data.build_sampler import build_sampler
 from maskrcnn_benchmark.data.catalog import ONE_FILE, Entry, find_path, resolve
 from maskrcnn_benchmark.data.class_set import ClassSet, build_class_set
 from maskrcnn_benchmark.data.collate import Item
@@ -18,11 +18,13 @@ from maskrcnn_benchmark.data.datasets.coco_grounding import CocoGrounding
 from maskrcnn_benchmark.data.datasets.mdetr import MdetrDataset
 from maskrcnn_benchmark.data.datasets.tsv import TsvDataset
 from maskrcnn_benchmark.data.draws import rng_for
+from maskrcnn_benchmark.data.label_set import ARCHITECTURES as LABELLED
+from maskrcnn_benchmark.data.label_set import LabelSet, build_label_set, report_missing
 from maskrcnn_benchmark.data.missing import refuse_missing
 from maskrcnn_benchmark.data.modulated_set import ARCHITECTURES, ModulatedSet, build_modulated_set
-from maskrcnn_benchmark.data.pictures import header_size
 from maskrcnn_benchmark.data.sample import TrainPictures
-from maskrcnn_benchmark.data.samplers import SAMPLERS
+from maskrcnn_benchmark.data.samplers import EpochSampler
+from maskrcnn_benchmark.data.set_samplers import BatchSampler, MultiSetSampler, for_process
 from maskrcnn_benchmark.data.train_loader import ItemSource, TrainLoader
 from maskrcnn_benchmark.data.train_set import TextSettings, TrainSet
 from maskrcnn_benchmark.data.transforms import Normalise, TrainTransform
@@ -50,19 +52,29 @@ class Plan:
         samples: Of an epoch, copies counted.
         batch_size: Of all processes together.
         batches: Of an epoch.
+        sizes: Samples of a process in a batch of each set, where each batch is of one set.
+        parts: Of the samples; an epoch is one of them.
     """
 
     sets: tuple[tuple[str, int, int], ...]
     samples: int
     batch_size: int
     batches: int
+    sizes: tuple[int, ...] = ()
+    parts: int = 1
 
     def __str__(self) -> str:
         parts = [f"{name} {count}{f' x {copies}' if copies > 1 else ''}" for name, count, copies in self.sets]
-        left = self.samples - self.batches * self.batch_size
+        left = self.samples // self.parts - self.batches * self.batch_size
         rest = f"; {left} sample{'s' * (left > 1)} of each epoch, others every time, fill no batch" if left > 0 else ""
         rest = "; there are too few samples for a batch, they are repeated in it" if left < 0 else rest
         sets = ", ".join(parts)
+        if self.sizes:
+            sizes = " or ".join(map(str, self.sizes))
+            return (
+                f"{self.samples} samples ({sets}): about {self.batches} batches of {sizes} in an epoch, of one set each"
+            )
+        sets += f") in {self.parts} parts (an epoch is one of them" if self.parts > 1 else ""
         return f"{self.samples} samples ({sets}): {self.batches} batches of {self.batch_size} in an epoch{rest}"
 
 
@@ -72,13 +84,12 @@ class TrainingData(ItemSource):
     Args:
         sets: The data sets.
         copies: How often each of them is in an epoch.
+        sampler: Which samples make up which batch.
         batch_size: Samples of all processes in a step.
         seed: Of everything random.
         normalise: From uint8 pixels to the input of the network.
         divisibility: The sides of a batch are multiples of this.
         workers: Processes that read ahead.
-        by_aspect: Upright pictures share batches with upright ones, as far as they fill them.
-        sampler: A name in :data:`SAMPLERS`.
 
     Attributes:
         classes: Names of the labels 1, 2, ..., for a detector that reads no text; none where texts tell them.
@@ -88,26 +99,25 @@ class TrainingData(ItemSource):
         self,
         sets: Sequence[AnySet],
         copies: Sequence[int],
+        sampler: BatchSampler,
         batch_size: int,
         seed: int,
         normalise: Normalise,
         divisibility: int = 32,
         workers: int = 0,
-        by_aspect: bool = True,
-        sampler: str = "shared",
     ):
         self.sets, self.seed, self.normalise = tuple(sets), seed, normalise
         self.divisibility, self.workers = divisibility, workers
         self._combined = Combined([len(part) for part in sets], copies)
-        groups = [_upright(part.dataset) if by_aspect else np.zeros(len(part), dtype=bool) for part in sets]
-        repeated = [np.tile(group, copy) for group, copy in zip(groups, copies, strict=True)]
-        self._sampler = SAMPLERS[sampler](np.concatenate(repeated), batch_size, seed)
+        self._sampler = sampler
         self.classes: tuple[str, ...] = next((part.classes for part in sets if isinstance(part, ClassSet)), ())
         self.plan = Plan(
             sets=tuple((part.dataset.name, len(part), copy) for part, copy in zip(sets, copies, strict=True)),
             samples=len(self._combined),
             batch_size=batch_size,
-            batches=len(self._sampler),
+            batches=len(sampler),
+            sizes=sampler.sizes if isinstance(sampler, MultiSetSampler) else (),
+            parts=sampler.parts if isinstance(sampler, EpochSampler) else 1,
         )
 
     def item(self, epoch: int, index: int) -> Item:
@@ -134,7 +144,7 @@ class TrainingData(ItemSource):
         Raises:
             ConfigError: the batch cannot be shared by so many processes.
         """
-        sampler = replace(self._sampler, world=world, rank=rank)
+        sampler = for_process(self._sampler, world, rank)
         return TrainLoader(self, sampler, self.workers if workers is None else workers, epoch, start, endless, pin)
 
     def prepare(self, batch: Batch, device: torch.device | str) -> Batch:
@@ -161,29 +171,38 @@ def build_training_data(cfg: Cfg, tokenizer: Tokenizer | None, batch_size: int |
     transform = _build_transform(cfg)
     sets: list[AnySet] = []
     copies = []
-    for name in cfg.DATASETS.TRAIN:
+    for number, name in enumerate(cfg.DATASETS.TRAIN):
         entry = resolve(cfg, name, "train")
-        made = _build_set(cfg, entry, transform, tokenizer)
+        made = _build_set(cfg, entry, number, transform, tokenizer)
         for note in made.dataset.notes:
             logger.warning("%s: %s", made.dataset.annotations, note)
-        if entry.kind not in ONE_FILE:
+        if isinstance(made, LabelSet):
+            report_missing(made)
+        elif entry.kind not in ONE_FILE:
             refuse_missing(made.dataset)
         sets.append(made)
         copies.append(_copies(cfg, entry))
     _refuse_other_classes(sets)
+    batch_size = cfg.SOLVER.IMS_PER_BATCH if batch_size is None else batch_size
+    pictures = [part.dataset for part in sets]
     data = TrainingData(
         sets,
         copies,
-        batch_size=cfg.SOLVER.IMS_PER_BATCH if batch_size is None else batch_size,
+        build_sampler(cfg, sets, pictures, copies, batch_size),
+        batch_size=batch_size,
         seed=cfg.SOLVER.SEED,
-        normalise=Normalise(tuple(cfg.INPUT.PIXEL_MEAN), tuple(cfg.INPUT.PIXEL_STD), cfg.INPUT.TO_BGR255),
+        normalise=build_normalise(cfg),
         divisibility=cfg.DATALOADER.SIZE_DIVISIBILITY,
         workers=cfg.DATALOADER.NUM_WORKERS,
-        by_aspect=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-        sampler=cfg.DATALOADER.SAMPLER,
     )
     logger.info("training data: %s", data.plan)
     return data
+
+
+def build_normalise(cfg: Cfg) -> Normalise:
+    """From uint8 pixels to the input of the network of a config, in training."""
+    mean, std = tuple(cfg.INPUT.PIXEL_MEAN), tuple(cfg.INPUT.PIXEL_STD)
+    return Normalise(mean, std, cfg.INPUT.TO_BGR255, detectron2=cfg.INPUT.FORMAT == "RGB")
 
 
 def _build_transform(cfg: Cfg) -> TrainTransform:
@@ -196,8 +215,10 @@ def _build_transform(cfg: Cfg) -> TrainTransform:
     )
 
 
-def _build_set(cfg: Cfg, entry: Entry, transform: TrainTransform, tokenizer: Tokenizer | None) -> AnySet:
+def _build_set(cfg: Cfg, entry: Entry, number: int, transform: TrainTransform, tokenizer: Tokenizer | None) -> AnySet:
     """The training set of an entry, in the form that the detector of the config learns from."""
+    if cfg.MODEL.META_ARCHITECTURE in LABELLED:
+        return build_label_set(cfg, entry, number, len(cfg.DATASETS.TRAIN))
     if tokenizer is None:
         return build_class_set(cfg, entry, transform)
     if cfg.MODEL.META_ARCHITECTURE in ARCHITECTURES:
@@ -306,15 +327,3 @@ def _copies(cfg: Cfg, entry: Entry) -> int:
             f"DATASETS.{key} is {number} ({cfg.source(f'DATASETS.{key}')}): give -1 (once), or a number from 1"
         )
     return number
-
-
-def _upright(dataset: TrainPictures) -> np.ndarray:
-    """(N,) bool, height at least width; from the picture itself where the annotations do not tell."""
-    sizes = dataset.sizes.copy()
-    unknown = np.flatnonzero((sizes == 0).any(axis=1))
-    for index in unknown.tolist():
-        sizes[index] = header_size(dataset.file(index)) or (0, 1)
-    if len(unknown):
-        number = len(unknown)
-        logger.info("%s: the annotations give no size for %d pictures: read from the pictures", dataset.name, number)
-    return sizes[:, 0] >= sizes[:, 1]

@@ -29,6 +29,16 @@ def resize_size(height: int, width: int, min_size: int, max_size: int) -> Size:
     return (min_size, stretched) if height <= width else (stretched, min_size)
 
 
+def rounded_size(height: int, width: int, min_size: int, max_size: int) -> Size:
+    """(h, w) after resizing, by the rule of detectron2: sides are rounded, and neither exceeds ``max_size``."""
+    scale = min_size / min(height, width)
+    rows, columns = (float(min_size), scale * width) if height < width else (scale * height, float(min_size))
+    if max(rows, columns) > max_size:
+        scale = max_size / max(rows, columns)
+        rows, columns = rows * scale, columns * scale
+    return max(1, int(rows + 0.5)), max(1, int(columns + 0.5))
+
+
 class EvalTransform:
     """PIL picture (RGB) -> (3, h, w) float32: resized, normalised; no padding.
 
@@ -38,15 +48,26 @@ class EvalTransform:
         mean: Of each channel, in the order and range that ``bgr`` makes.
         std: Likewise.
         bgr: Blue, green, red from 0 to 255; else red, green, blue from 0 to 1.
+        detectron2: Red, green, blue from 0 to 255 instead, and sides as :func:`rounded_size` says.
     """
 
-    def __init__(self, min_size: int, max_size: int, mean: Sequence[float], std: Sequence[float], bgr: bool = True):
-        self.min_size, self.max_size, self.bgr = min_size, max_size, bgr
+    def __init__(
+        self,
+        min_size: int,
+        max_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        bgr: bool = True,
+        detectron2: bool = False,
+    ):
+        self.min_size, self.max_size, self.detectron2 = min_size, max_size, detectron2
+        self.bgr, self.unit = bgr and not detectron2, not bgr and not detectron2
         self.mean, self.std = (torch.tensor(values, dtype=torch.float32) for values in (mean, std))
 
     def size(self, height: int, width: int) -> Size:
         """(h, w) that a picture of this size gets."""
-        return resize_size(height, width, self.min_size, self.max_size)
+        rule = rounded_size if self.detectron2 else resize_size
+        return rule(height, width, self.min_size, self.max_size)
 
     def __call__(self, picture: Image.Image) -> Tensor:
         return self.normalise(self.resize(picture))
@@ -61,7 +82,7 @@ class EvalTransform:
         pixels = torch.empty(3, picture.height, picture.width)
         for channel, plane in enumerate(pixels):
             plane.copy_(source[..., 2 - channel if self.bgr else channel])
-            if not self.bgr:
+            if self.unit:
                 plane.div_(255)
             plane.sub_(self.mean[channel]).div_(self.std[channel])
         return pixels
@@ -106,18 +127,20 @@ class Normalise:
         mean: Of each channel, in the order and range that ``bgr`` makes.
         std: Likewise.
         bgr: Blue, green, red from 0 to 255; else red, green, blue from 0 to 1.
+        detectron2: Red, green, blue from 0 to 255 instead.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     bgr: bool = True
+    detectron2: bool = False
 
     def __call__(self, images: ImageBatch) -> ImageBatch:
         mean, std = (images.pixels.new_tensor(row, dtype=torch.float32).view(3, 1, 1) for row in (self.mean, self.std))
-        pixels = (images.pixels.flip(1) if self.bgr else images.pixels).to(
+        pixels = (images.pixels.flip(1) if self._flipped else images.pixels).to(
             torch.float32, memory_format=torch.contiguous_format
         )
-        if not self.bgr:
+        if self._unit:
             pixels = pixels.div_(255)
         pixels = pixels.sub_(mean).div_(std)
         for row, meta in zip(pixels, images.metas, strict=True):
@@ -129,5 +152,13 @@ class Normalise:
         """(B, 3, H, W) normalised -> uint8 red, green, blue; for people to look at."""
         mean, std = (pixels.new_tensor(row).view(3, 1, 1) for row in (self.mean, self.std))
         raw = pixels * std + mean
-        raw = raw.flip(1) if self.bgr else raw * 255
-        return raw.round().clamp(0, 255).to(torch.uint8)
+        raw = raw.flip(1) if self._flipped else raw
+        return (raw * 255 if self._unit else raw).round().clamp(0, 255).to(torch.uint8)
+
+    @property
+    def _flipped(self) -> bool:
+        return self.bgr and not self.detectron2
+
+    @property
+    def _unit(self) -> bool:
+        return not self.bgr and not self.detectron2

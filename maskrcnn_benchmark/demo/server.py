@@ -23,7 +23,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
 
-from maskrcnn_benchmark.api import as_record, write_query
+from maskrcnn_benchmark.api import Found, as_record, write_query
 from maskrcnn_benchmark.checkpoint.io import find_weights
 from maskrcnn_benchmark.demo.desk import FORMATS, MIB, Desk, Limits, Refused
 from maskrcnn_benchmark.demo.draw import colour_of, ink_on
@@ -31,6 +31,7 @@ from maskrcnn_benchmark.demo.guard import Guard
 from maskrcnn_benchmark.engine.inference import Model
 from maskrcnn_benchmark.errors import ConfigError, PromptError, UserError
 from maskrcnn_benchmark.structures import Prompt
+from maskrcnn_benchmark.structures.prompt import OWN_WORDS
 from maskrcnn_benchmark.text.typed import split_names, split_phrases
 
 logger = logging.getLogger(__name__)
@@ -81,11 +82,7 @@ def build_app(model: Model, source: Source, limits: Limits | None = None, hosts:
     limits = limits or Limits()
     desk = Desk(model, limits)
     page = PAGE.read_text(encoding="utf-8")
-    facts = {
-        "model": f"{Path(source.config).stem} · {Path(source.weights).name}",
-        "upload": limits.upload,
-        "formats": FORMATS,
-    }
+    facts = facts_of(model, source, limits)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -120,10 +117,21 @@ def build_app(model: Model, source: Source, limits: Limits | None = None, hosts:
         query = read_words(question.words, question.mode)
         prompts = write_query(model.recipe, *(query.get(key) for key in ("labels", "caption", "phrases")))
         kept, found = await desk.find(question.picture, query)
-        more = {"file": kept.file, "parts": show_parts(prompts), "python": python_lines(source, kept.file, query)}
+        parts = show_own(found) if prompts[0].ids[:1] == (OWN_WORDS,) else show_parts(prompts)
+        more = {"file": kept.file, "parts": parts, "python": python_lines(source, kept.file, query)}
         return JSONResponse({**as_record(found), **more})
 
     return app
+
+
+def facts_of(model: Model, source: Source, limits: Limits) -> dict[str, object]:
+    """What the page needs to know before it asks anything."""
+    return {
+        "model": f"{Path(source.config).stem} · {Path(source.weights).name}",
+        "upload": limits.upload,
+        "formats": FORMATS,
+        "own_words": model.recipe.prompts.own_words,
+    }
 
 
 def content_policy(page: str) -> str:
@@ -194,12 +202,21 @@ def show_parts(prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
         for entity, (label, ((begin, end),)) in enumerate(zip(prompt.ids, prompt.spans, strict=True)):
             if at < begin and not prompt.names:  # between names are separators only
                 parts.append({"text": prompt.text[at:begin]})
-            colour = colour_of(label - 1)
-            parts.append({"text": prompt.name(entity), "label": label, "colour": colour, "ink": ink_on(colour)})
+            parts.append(_named(prompt.name(entity), label))
             at = end
         if at < len(prompt.text) and not prompt.names:
             parts.append({"text": prompt.text[at:]})
     return parts
+
+
+def show_own(found: Found) -> list[dict[str, Any]]:
+    """The words that boxes were called by, as :func:`show_parts`; "own" are shown only with a box that is shown."""
+    return [{**_named(name, label), "own": True} for label, name in (found.names or {}).items()]
+
+
+def _named(text: str, label: int) -> dict[str, Any]:
+    colour = colour_of(label - 1)
+    return {"text": text, "label": label, "colour": colour, "ink": ink_on(colour)}
 
 
 def python_lines(source: Source, file: str, query: Mapping[str, Any]) -> tuple[str, str]:

@@ -23,7 +23,13 @@ from maskrcnn_benchmark.checkpoint.io import file_digest
 from maskrcnn_benchmark.data.loader import EvalLoader, Loaded, eval_loader
 from maskrcnn_benchmark.engine.distributed import World
 from maskrcnn_benchmark.engine.inference import Model
-from maskrcnn_benchmark.engine.questions import CaptionQuestions, ClassQuestions, NoQuestions, Questions
+from maskrcnn_benchmark.engine.questions import (
+    CaptionQuestions,
+    ClassQuestions,
+    NoQuestions,
+    OwnClassQuestions,
+    Questions,
+)
 from maskrcnn_benchmark.engine.shards import Found, PredictionStore, key_of
 from maskrcnn_benchmark.engine.tasks import Task, describe
 from maskrcnn_benchmark.evaluation.report import write_files
@@ -112,7 +118,7 @@ def evaluate_all(model: Model, tasks: Sequence[Task], world: World | None = None
 def _questions(task: Task, model: Model) -> Questions:
     if task.recipe.tokenizer is None:
         _compare_classes(task, model)
-        return NoQuestions(task.dataset)
+        return (OwnClassQuestions if task.own_classes else NoQuestions)(task.dataset)
     together = task.loader.together or TOGETHER.get(model.device.type, TOGETHER_ELSEWHERE)
     if task.texts:
         return ClassQuestions(task.dataset, task.texts, task.recipe, together)
@@ -218,6 +224,8 @@ def _card(model: Model, task: Task) -> dict[str, object]:
 
 
 def _prompts(task: Task) -> list[str] | str:
+    if task.own_classes:
+        return "the classes of the objects of each picture"
     if task.recipe.tokenizer is None:
         return "none, the classes are those of the network"
     return [text.prompts[0].text for text in task.texts] or "the caption of each picture"

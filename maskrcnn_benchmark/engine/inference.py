@@ -12,12 +12,14 @@ from typing import Literal, cast
 import torch
 
 from maskrcnn_benchmark.checkpoint.io import Report, find_weights, load_weights
-from maskrcnn_benchmark.checkpoint.rules import FASTER_RCNN
+from maskrcnn_benchmark.checkpoint.rules import RELEASED
 from maskrcnn_benchmark.config import Cfg
 from maskrcnn_benchmark.data.classes import closed_vocabulary
+from maskrcnn_benchmark.data.modulated_set import ARCHITECTURES
 from maskrcnn_benchmark.data.transforms import EvalTransform
 from maskrcnn_benchmark.engine.classes import find_classes
 from maskrcnn_benchmark.engine.device import pick_device
+from maskrcnn_benchmark.engine.vocabulary import Vocabulary, build_vocabulary
 from maskrcnn_benchmark.errors import PromptError
 from maskrcnn_benchmark.modeling.build import build_detector
 from maskrcnn_benchmark.modeling.interface import Detector, ImageState, TextState
@@ -62,6 +64,7 @@ class Model:
     weights: Report
     key: str = ""  # equal for models that answer alike; empty: like no other
     classes: tuple[str, ...] = ()  # names of labels 1, 2, ..., where the detector reads no text
+    vocabulary: Vocabulary | None = None  # of a detector that is asked for embeddings of names
 
     @torch.inference_mode()
     def encode_image(self, images: ImageBatch) -> ImageState:
@@ -80,8 +83,31 @@ class Model:
     @torch.inference_mode()
     def find_all(self, image: ImageState) -> list[Detections]:
         """One result per picture, of a detector that reads no text: all that is of one of its classes."""
+        if self.vocabulary is not None:
+            return self.detector.detect(image, self.vocabulary.everything())
         detect = cast(Callable[[ImageState], list[Detections]], self.detector.detect)  # its reads_text is False
         return detect(image)
+
+    @torch.inference_mode()
+    def find_classes(self, image: ImageState, asked: Sequence[Sequence[int]]) -> list[Detections]:
+        """One result per picture, of a detector that is asked for embeddings, of some of its classes for each picture.
+
+        Args:
+            image: B pictures.
+            asked: Numbers of the classes of each, from 1; the labels of its result.
+        """
+        assert self.vocabulary is not None
+        return self.detector.detect(image, self.vocabulary.classes(asked))
+
+    @torch.inference_mode()
+    def find_named(self, image: ImageState, names: Sequence[str]) -> list[Detections]:
+        """One result per picture, of a detector that is asked for embeddings: label k is the k-th name, from 1.
+
+        Raises:
+            PromptError, WeightsError: see :meth:`Vocabulary.named`.
+        """
+        assert self.vocabulary is not None
+        return self.detector.detect(image, self.vocabulary.named(names))
 
     @torch.inference_mode()
     def ask(self, image: ImageState, text: TextState) -> list[list[Detections]]:
@@ -108,6 +134,7 @@ def build_recipe(cfg: Cfg) -> Recipe:
         mean=cfg.INPUT.TEST_PIXEL_MEAN or cfg.INPUT.PIXEL_MEAN,
         std=cfg.INPUT.PIXEL_STD,
         bgr=cfg.INPUT.TO_BGR255,
+        detectron2=cfg.INPUT.FORMAT == "RGB",
     )
     options = PromptOptions(
         separator=data.SEPARATION_TOKENS,
@@ -115,6 +142,7 @@ def build_recipe(cfg: Cfg) -> Recipe:
         suppress=tuple(data.SUPRESS_QUERY or ()) if data.USE_SUPRESS_QUERY else (),
         chunk_size=cfg.TEST.CHUNKED_EVALUATION,
         max_tokens=language.MAX_QUERY_LEN,
+        own_words=cfg.MODEL.META_ARCHITECTURE in ARCHITECTURES,
     )
     return Recipe(
         transform=transform,
@@ -139,12 +167,16 @@ def load(cfg: Cfg, weights: str | Path, device: torch.device | None = None) -> M
     """
     path, device, recipe = find_weights(weights), device or pick_device(cfg.MODEL.DEVICE), build_recipe(cfg)
     detector = build_detector(cfg)
-    report = load_weights(detector, path, rules=FASTER_RCNN, ema=which_weights(cfg))
+    report = load_weights(detector, path, rules=RELEASED, ema=which_weights(cfg))
     facts = [report.digest, which_weights(cfg), cfg.MODEL, cfg.TEST.MDETR_STYLE_AGGREGATE_CLASS_NUM]
     key = json.dumps(facts, sort_keys=True, default=str)
     key = hashlib.sha256(key.encode()).hexdigest()
-    classes = find_classes(cfg, path) if recipe.tokenizer is None else ()
-    return Model(detector.to(device).eval().requires_grad_(False), recipe, device, report, key, classes)
+    detector = detector.to(device).eval().requires_grad_(False)
+    vocabulary = build_vocabulary(cfg, detector)
+    classes = vocabulary.names if vocabulary is not None else ()
+    if recipe.tokenizer is None and not classes:
+        classes = find_classes(cfg, path)
+    return Model(detector, recipe, device, report, key, classes, vocabulary)
 
 
 def check_weights(cfg: Cfg, weights: str | Path) -> Report:
@@ -156,7 +188,7 @@ def check_weights(cfg: Cfg, weights: str | Path) -> Report:
     pick_device(cfg.MODEL.DEVICE)
     with torch.device("meta"):
         detector = build_detector(cfg)
-    return load_weights(detector, weights, rules=FASTER_RCNN, ema=which_weights(cfg))
+    return load_weights(detector, weights, rules=RELEASED, ema=which_weights(cfg))
 
 
 def which_weights(cfg: Cfg) -> bool | Literal["preferred"]:

@@ -6,7 +6,11 @@ An answer is a *piece*: an entry of the data set (a picture, or a picture with o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol
+
+import numpy as np
+import torch
 
 from maskrcnn_benchmark.data.loader import Loaded
 from maskrcnn_benchmark.data.pictures import Size
@@ -21,6 +25,15 @@ class ClassPictures(PictureSet, Protocol):
     """Pictures that are all asked for the same classes."""
 
     def meta(self, entry: int, orig_size: Size) -> ImageMeta: ...
+
+
+class LabelledObjects(ClassPictures, Protocol):
+    """Pictures of which the classes of their objects are known."""
+
+    @property
+    def prompt_categories(self) -> list[tuple[int, str]]: ...
+
+    def classes_of(self, index: int) -> np.ndarray: ...
 
 
 class CaptionPictures(PictureSet, Protocol):
@@ -117,6 +130,29 @@ class NoQuestions:
 
     def meta(self, entry: int, orig_size: Size) -> ImageMeta:
         return self.dataset.meta(entry, orig_size)
+
+
+class OwnClassQuestions(NoQuestions):
+    """Each picture is asked for the classes of its own objects, as conditioned AP has it; one without objects for none.
+
+    Args:
+        dataset: Its pictures are the entries.
+    """
+
+    dataset: LabelledObjects
+
+    def __init__(self, dataset: LabelledObjects):
+        super().__init__(dataset)
+        self.labels = [label for label, _ in dataset.prompt_categories]
+
+    def find(self, model: Model, loaded: Loaded, parts: range) -> Iterator[Found]:
+        place = {label: number for number, label in enumerate(self.labels, 1)}
+        asked = [sorted({place[label] for label in self.dataset.classes_of(n).tolist()}) for n in loaded.numbers]
+        labels = torch.tensor([0, *self.labels])
+        for number, item in zip(
+            loaded.numbers, model.find_classes(model.encode_image(loaded.images), asked), strict=True
+        ):
+            yield Found(number, 0, replace(item, labels=labels[item.labels]))
 
 
 class CaptionQuestions:

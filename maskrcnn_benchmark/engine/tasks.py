@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from maskrcnn_benchmark.config import Cfg
+from maskrcnn_benchmark.config.defaults.decola import ARCHITECTURES
 from maskrcnn_benchmark.data.catalog import Entry, resolve
 from maskrcnn_benchmark.data.classes import check_classes, closed_vocabulary
 from maskrcnn_benchmark.data.datasets.captions import CaptionSet
@@ -18,6 +19,7 @@ from maskrcnn_benchmark.data.datasets.modulated_captions import ModulatedCaption
 from maskrcnn_benchmark.data.missing import refuse_missing
 from maskrcnn_benchmark.engine.classes import CLASS_SETS
 from maskrcnn_benchmark.engine.inference import Recipe, build_recipe
+from maskrcnn_benchmark.engine.vocabulary import EMBEDDING
 from maskrcnn_benchmark.errors import ConfigError, DataError
 from maskrcnn_benchmark.evaluation.build import EVALUATORS, Protocols, make_evaluator
 from maskrcnn_benchmark.evaluation.expected import check_expected
@@ -57,6 +59,7 @@ class Task:
     expected: Callable[[Mapping[str, float]], object]  # compares the numbers with those of the config, and tells
     folder: Path  # where the results go
     config: str  # what all this was read from, as YAML
+    own_classes: bool = False  # each picture is asked for the classes of its own objects
 
 
 def plan_all_tasks(cfgs: Mapping[str, Cfg], folder: Path) -> list[Task]:
@@ -118,14 +121,40 @@ def plan_tasks(cfg: Cfg, folder: Path, group: str = "") -> list[Task]:
         name = f"{group}/{entry.name}" if group else entry.name
         evaluator = partial(make_evaluator, entry, dataset, protocols)
         compare = partial(check_expected, rows=expected, sigma_tol=tolerance, task=name)
-        tasks.append(Task(name, dataset, entry, texts, recipe, settings, evaluator, compare, folder / name, config))
+        task = Task(name, dataset, entry, texts, recipe, settings, evaluator, compare, folder / name, config)
+        tasks.append(replace(task, own_classes=_own_classes(cfg)))
     return tasks
+
+
+def _own_classes(cfg: Cfg) -> bool:
+    """Whether pictures are asked for the classes of their own objects: conditioned AP.
+
+    Raises:
+        ConfigError: they are to be, and the detector cannot be asked.
+    """
+    key = "TEST.CONDITIONED.USE_GT_NAMES"
+    if cfg.MODEL.META_ARCHITECTURE in EMBEDDING:
+        return bool(cfg.TEST.CONDITIONED.USE_GT_NAMES)
+    if cfg.TEST.CONDITIONED.USE_GT_NAMES:
+        raise ConfigError(
+            f"{key} True ({cfg.source(key)}) is for {' and '.join(EMBEDDING)}, and MODEL.META_ARCHITECTURE is "
+            f"{cfg.MODEL.META_ARCHITECTURE!r}: set it to False"
+        )
+    return False
 
 
 def _protocols(cfg: Cfg, evaluators: set[str]) -> Protocols:
     """How the evaluators measure; a key of one that is not used counts as not read."""
     protocols = Protocols(engine=cfg.TEST.EVAL_ENGINE)
     protocols = replace(protocols, boxes=ASKED_ANYTHING.get(cfg.MODEL.META_ARCHITECTURE, False))
+    if cfg.MODEL.META_ARCHITECTURE in ARCHITECTURES:
+        protocols = replace(protocols, plus_one=False, open_vocabulary=True, conditioned=_own_classes(cfg))
+        each = cfg.TEST.DETECTIONS_PER_CLASS
+        protocols = replace(
+            protocols, per_image=cfg.TEST.DETECTIONS_PER_IMG, per_image_class=each if each >= 0 else None
+        )
+    if cfg.MODEL.META_ARCHITECTURE == "CenterNet2RCNN" and cfg.MODEL.MASK_ON:
+        protocols = replace(protocols, iou_types=("bbox", "segm"))
     if "flickr" in evaluators:
         protocols = replace(protocols, flickr=cfg.DATASETS.FLICKR_GT_TYPE)
     if "lvis" in evaluators:
@@ -214,6 +243,8 @@ def describe(task: Task) -> str:
     head = f"{task.name}: {len(task.dataset)} pictures, "
     batches = f", batches of {task.loader.batch_size}\n  annotations {task.entry.annotations}"
     tail = f"{batches}\n  prompt "
+    if task.own_classes:
+        return f"{head}each asked for the classes of its own objects{batches}"
     if task.recipe.tokenizer is None:
         return f"{head}the {len(task.dataset.prompt_categories)} classes of the network{batches}"
     if not task.texts:

@@ -7,12 +7,13 @@ the solver counts all else. A run that is interrupted anywhere goes on from its 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from maskrcnn_benchmark.checkpoint import resume
@@ -20,14 +21,14 @@ from maskrcnn_benchmark.checkpoint.io import CLASSES
 from maskrcnn_benchmark.data.training import TrainingData
 from maskrcnn_benchmark.engine import distributed
 from maskrcnn_benchmark.engine.amp import Precision
-from maskrcnn_benchmark.engine.boards import open_boards
+from maskrcnn_benchmark.engine.boards import UNNAMED, Run, open_boards
 from maskrcnn_benchmark.engine.curves import draw_curves
 from maskrcnn_benchmark.engine.distributed import World
 from maskrcnn_benchmark.engine.journal import Journal
 from maskrcnn_benchmark.engine.rng import rng_state, set_rng_state
 from maskrcnn_benchmark.engine.signals import Interrupted, Signals, requeue
 from maskrcnn_benchmark.engine.trouble import BadStep, OutOfMemory, files, memory_advice, not_finite
-from maskrcnn_benchmark.errors import DataError
+from maskrcnn_benchmark.errors import DataError, WeightsError
 from maskrcnn_benchmark.modeling.interface import Batch, Detector, Losses
 from maskrcnn_benchmark.solver.build import Solver
 from maskrcnn_benchmark.solver.plan import Plan
@@ -51,9 +52,15 @@ class Training:
         find_unused: Some parameters may be without gradient in a step (several processes only).
         log_period: Steps in a row of ``metrics.jsonl``.
         boards: Where scalars go beside ``metrics.jsonl``: names of :data:`maskrcnn_benchmark.engine.boards.BOARDS`.
+        called: What the run is called there.
+        watch: Called in the main process with the number of a step and the first batch of it, before the step; the
+            pictures that it gives go to the boards.
         resume_optimizer: Take the optimizer's averages from a checkpoint too; False: they begin anew.
         classes: Names of the labels, where the detector reads no text; they go into the checkpoints.
         look: Called in the main process with the number of a step and the first batch of it, before the step.
+        label: Gives boxes to the pictures of a batch that have none, only the names of what is in them; None: there are
+            no such pictures, or the detector learns from them as they are.
+        labeller: Digest of the weights that ``label`` has; it goes into the checkpoints.
     """
 
     model: Detector
@@ -71,9 +78,13 @@ class Training:
     find_unused: bool = False
     log_period: int = 20
     boards: Sequence[str] = ()
+    called: Run = UNNAMED
+    watch: Callable[[int, Batch], Mapping[str, Image.Image]] | None = None
     resume_optimizer: bool = True
     classes: Sequence[str] = ()
     look: Callable[[int, Batch], None] | None = None
+    label: Callable[[Batch], Batch] | None = None
+    labeller: str = ""
 
     @property
     def finished(self) -> bool:
@@ -102,7 +113,7 @@ def train(run: Training) -> dict[str, Any]:
     owed = _go_on(run, journal)
     journal.begin(run.solver.done)
     if run.world.main:
-        journal.boards = open_boards(run.boards, run.folder, run.solver.done)
+        journal.boards = open_boards(run.boards, run.folder, run.solver.done, run.called)
     with Signals() as signals, journal:
         if owed:
             _milestone(run, journal, scored=True)
@@ -169,6 +180,12 @@ def _go_on(run: Training, journal: Journal) -> bool:
     if path is None:
         return False
     state = resume.load_state(path)
+    if state.get("labeller", run.labeller) != run.labeller:
+        raise WeightsError(
+            f"{path}: the boxes for image labels came from other weights (sha256 {state['labeller'][:12]}) than now "
+            f"({run.labeller[:12]}): name those that this training began with (MODEL.DECOLA.SELF_LABEL.TEACHER_WEIGHT, "
+            "or else MODEL.WEIGHT), or choose another OUTPUT_DIR"
+        )
     run.model.load_state_dict(state["model"])
     if not run.resume_optimizer:
         state["optimizer"] = run.solver.optimizer.state_dict()
@@ -205,9 +222,11 @@ def _step(run: Training, model: torch.nn.Module, batches: Iterator[Batch], journ
     pictures: list[str] = []
     parts = run.plan.accumulation
     for part in range(parts):
-        batch = run.data.prepare(journal.take(batches), run.device)
+        batch = _labelled(run, run.data.prepare(journal.take(batches), run.device))
         if run.look is not None and run.world.main and part == 0:
             run.look(run.solver.done + 1, batch)
+        if run.watch is not None and run.world.main and part == 0:
+            _show(run, run.watch, batch, journal)
         pictures += files(batch)
         last = part == parts - 1
         with distributed.without_sync(model, last=last), memory_advice(batch, run.solver.done + 1):
@@ -228,6 +247,26 @@ def _step(run: Training, model: torch.nn.Module, batches: Iterator[Batch], journ
     if not step.taken and not run.solver.scaler.is_enabled():  # which finds its scale by such steps
         _check(f"a gradient for {', '.join(pictures)}", counted=True)
     return distributed.reduce_mean({**sums, "gradient_norm": step.gradient_norm})
+
+
+def _show(
+    run: Training, watch: Callable[[int, Batch], Mapping[str, Image.Image]], batch: Batch, journal: Journal
+) -> None:
+    """Pictures of the next step, where it has some, on all boards."""
+    step = run.solver.done + 1
+    with memory_advice(batch, step), run.precision.autocast():
+        pictures = watch(step, batch)
+    for board in journal.boards:
+        for name, picture in pictures.items():
+            board.add_picture(name, picture, step)
+
+
+def _labelled(run: Training, batch: Batch) -> Batch:
+    """A batch with boxes, also where there were only labels."""
+    if run.label is None:
+        return batch
+    with memory_advice(batch, run.solver.done + 1), run.precision.autocast():
+        return run.label(batch)
 
 
 def _check(told: str, counted: bool = False) -> None:
@@ -320,6 +359,7 @@ def _save(
             "journal": journal.state_dict(),
             "data": _data_facts(run),
             **({CLASSES: list(run.classes)} if run.classes else {}),
+            **({"labeller": run.labeller} if run.labeller else {}),
             "owed": owed,
             **run.solver.state_dict(),
         }

@@ -16,6 +16,8 @@ from maskrcnn_benchmark.evaluation.coco_variants import (
 from maskrcnn_benchmark.evaluation.flickr import FlickrEvaluator
 from maskrcnn_benchmark.evaluation.interface import Evaluator
 from maskrcnn_benchmark.evaluation.lvis import LvisEvaluator
+from maskrcnn_benchmark.evaluation.lvis_open import OpenLvisEvaluator
+from maskrcnn_benchmark.evaluation.openimages import OpenImagesEvaluator
 from maskrcnn_benchmark.evaluation.phrasecut import PhraseCutEvaluator
 from maskrcnn_benchmark.evaluation.proposals import ProposalEvaluator
 from maskrcnn_benchmark.evaluation.refexp import RefExpEvaluator
@@ -31,6 +33,12 @@ class Protocols:
     flickr: str = "separate"  # every box of a phrase counts | merged: one box around them
     lvis: str = "fixed"  # the best 10,000 of a class | standard: the best 300 of a picture
     voc: str = "lineage"  # see evaluation/voc.py
+    plus_one: bool = True  # of COCO: boxes hold their last pixel
+    iou_types: tuple[str, ...] = ("bbox",)  # of COCO and LVIS: what AP is of, bbox and segm
+    open_vocabulary: bool = False  # of LVIS: novel and base classes apart
+    conditioned: bool = False  # of LVIS: pictures were asked for the classes of their own objects
+    per_image: int | None = None  # most detections of a picture, of LVIS (standard) and OpenImages; None: theirs
+    per_image_class: int | None = None  # of a class in a picture, of LVIS
     boxes: bool = False  # of captions: AP of all boxes too; for detectors that score them whatever phrase they are of
 
 
@@ -48,6 +56,8 @@ def _coco(entry: Entry, dataset: Any, protocols: Protocols) -> Evaluator:
         dataset.label_to_category,
         categories=dataset.evaluation_categories,
         engine=protocols.engine,
+        plus_one=protocols.plus_one,
+        iou_types=protocols.iou_types,
     )
 
 
@@ -69,7 +79,24 @@ def _caption_boxes(entry: Entry, protocols: Protocols) -> CaptionBoxesEvaluator:
 
 
 def _lvis(entry: Entry, dataset: Any, protocols: Protocols) -> Evaluator:
-    return LvisEvaluator(entry.annotations, dataset.label_to_category, protocol=protocols.lvis, engine=protocols.engine)
+    options: dict[str, Any] = {
+        "protocol": protocols.lvis,
+        "engine": protocols.engine,
+        "iou_types": protocols.iou_types,
+        "per_image": protocols.per_image if protocols.lvis == "standard" else None,
+        "per_image_class": protocols.per_image_class,
+    }
+    if protocols.open_vocabulary:
+        conditioned = protocols.conditioned
+        return OpenLvisEvaluator(entry.annotations, dataset.label_to_category, conditioned=conditioned, **options)
+    return LvisEvaluator(entry.annotations, dataset.label_to_category, **options)
+
+
+def _openimages(entry: Entry, dataset: Any, protocols: Protocols) -> Evaluator:
+    most = {} if protocols.per_image is None else {"per_image": protocols.per_image}
+    return OpenImagesEvaluator(
+        entry.annotations, dataset.label_to_category, hierarchy=entry.options.get("hierarchy"), **most
+    )
 
 
 CAPTIONED = ("flickr", "gqa", "phrasecut", "refexp")
@@ -81,6 +108,7 @@ EVALUATORS: dict[str, Choice] = {
     "coco_zeroshot": Choice(("coco",), _coco_zero_shot),
     "proposals": Choice(("coco",), lambda entry, dataset, protocols: ProposalEvaluator(entry.annotations)),
     "lvis": Choice(("lvis",), _lvis),
+    "openimages": Choice(("lvis",), _openimages),
     "voc": Choice(("voc",), lambda entry, dataset, protocols: VocEvaluator.of(dataset, protocols.voc)),
     "flickr": Choice(
         ("flickr",), lambda entry, dataset, protocols: FlickrEvaluator.from_entry(entry, protocols.flickr)

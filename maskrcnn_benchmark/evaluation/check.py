@@ -8,6 +8,7 @@ all of that is decided here: what cannot be meant is refused, what can be comple
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,8 @@ from pycocotools import mask as mask_api
 
 from maskrcnn_benchmark.errors import DataError
 from maskrcnn_benchmark.evaluation.columns import Results
+
+logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
 ImageId = int | str
@@ -64,6 +67,20 @@ def read_coco(source: Row | str | Path) -> tuple[Row, str]:
     if not isinstance(data, dict):
         raise DataError(f"{source}: holds a {type(data).__name__}, not COCO annotations; is it a results file?")
     return data, str(source)
+
+
+def with_shapes(coco: Row, where: str, iou_types: Sequence[str]) -> list[str]:
+    """Those of several iou types that the annotations have shapes for: without any outline masks are not scored, and
+    that is told."""
+    rows = coco.get("annotations")
+    if (
+        len(iou_types) < 2
+        or not isinstance(rows, list)
+        or any(isinstance(r, Mapping) and r.get("segmentation") for r in rows)
+    ):
+        return list(iou_types)
+    logger.warning("%s: no object has a segmentation: masks are not scored", where)
+    return [kind for kind in iou_types if kind != "segm"]
 
 
 def check_ground_truth(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from maskrcnn_benchmark.errors import DataError
-from maskrcnn_benchmark.evaluation.check import GroundTruth, Row, check_ground_truth, read_coco
+from maskrcnn_benchmark.evaluation.check import GroundTruth, Row, check_ground_truth, read_coco, with_shapes
 from maskrcnn_benchmark.evaluation.collector import SHOWN, Collector
 from maskrcnn_benchmark.evaluation.columns import json_list
 from maskrcnn_benchmark.evaluation.engine import CocoScores, choose_engine, evaluate_coco
@@ -32,7 +32,8 @@ class CocoEvaluator:
         categories: Category rows (``{"id", "name"}``) that count; default: all of the file.
         engine: See :func:`~maskrcnn_benchmark.evaluation.engine.choose_engine`.
         plus_one: Boxes hold their last pixel (w = x2 - x1 + 1), as the maskrcnn-benchmark lineage has it on COCO data.
-        iou_types: "bbox", "segm" or both; the first one gives the main numbers.
+        iou_types: "bbox", "segm" or both; the first one gives the main numbers. Of both, masks are left out where no
+            object has one.
         use_cats: False pools all categories.
 
     Raises:
@@ -55,7 +56,8 @@ class CocoEvaluator:
     ):
         coco, self.where = self._read(annotations)
         self.truth: dict[str, GroundTruth] = {
-            kind: check_ground_truth(coco, self.where, kind, categories) for kind in iou_types
+            kind: check_ground_truth(coco, self.where, kind, categories)
+            for kind in with_shapes(coco, self.where, iou_types)
         }
         self.engine, self.plus_one, self.use_cats = choose_engine(engine), plus_one, use_cats
         self.names = {row["id"]: str(row.get("name", row["id"])) for row in self._main.categories}

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from maskrcnn_benchmark.errors import ConfigError, DataError
-from maskrcnn_benchmark.evaluation.check import GroundTruth, Row, read_coco
+from maskrcnn_benchmark.evaluation.check import GroundTruth, Row, read_coco, with_shapes
 from maskrcnn_benchmark.evaluation.coco import digest
 from maskrcnn_benchmark.evaluation.collector import SHOWN, Collector
 from maskrcnn_benchmark.evaluation.columns import Results, json_list
@@ -46,7 +46,8 @@ class LvisEvaluator:
             ``TEST.DETECTIONS_PER_CLASS_IMAGE``). -1: all.
         categories: Category rows that count; default: all of the file. Others take their part in ``per_image``.
         engine: See :func:`~maskrcnn_benchmark.evaluation.engine.choose_engine`.
-        iou_types: "bbox", "segm" or both; the first one gives the main numbers.
+        iou_types: "bbox", "segm" or both; the first one gives the main numbers. Of both, masks are left out where no
+            object has one.
 
     Raises:
         DataError: the annotations are wrong, or a label leads to no category.
@@ -76,7 +77,7 @@ class LvisEvaluator:
         self.engine = choose_engine(engine)
         coco, self.where = read_coco(annotations)
         self.truth: dict[str, GroundTruth] = {
-            kind: check_lvis(coco, self.where, kind, categories) for kind in iou_types
+            kind: check_lvis(coco, self.where, kind, categories) for kind in with_shapes(coco, self.where, iou_types)
         }
         self.names = {row["id"]: str(row.get("name", row["id"])) for row in self._main.categories}
         known = {row["id"] for row in coco["categories"]}

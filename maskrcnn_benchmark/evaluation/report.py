@@ -73,6 +73,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return str(printed.get_string())
 
 
+def print_results(results: Mapping[str, Mapping[str, float]]) -> None:
+    """Print the numbers of all data sets; evaluators have numbers of their own, and each a table."""
+    for names in dict.fromkeys(tuple(numbers) for numbers in results.values()):
+        rows = [[name, *numbers.values()] for name, numbers in results.items() if tuple(numbers) == names]
+        print(table(["data set", *names], rows))
+
+
 Content = bytes | Iterable[bytes] | Callable[[Path], object]
 
 

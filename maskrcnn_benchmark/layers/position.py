@@ -18,11 +18,13 @@ class SinePosition(nn.Module):
     Args:
         width: Of the encoding: its first half is of the rows, its second half of the columns.
         temperature: Ratio of the longest wave to the shortest.
+        back: By how many cells places are shifted back: 0 counts from 1, as DETR does, 0.5 takes the middle of cells,
+            as Deformable DETR does.
     """
 
-    def __init__(self, width: int, temperature: float = 10000.0) -> None:
+    def __init__(self, width: int, temperature: float = 10000.0, back: float = 0.0) -> None:
         super().__init__()
-        self.per_axis, self.temperature = width // 2, temperature
+        self.per_axis, self.temperature, self.back = width // 2, temperature, back
 
     def forward(self, mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """(B, H, W) bool, True where there is padding -> (B, width, H, W)."""
@@ -32,7 +34,7 @@ class SinePosition(nn.Module):
     def _waves(self, mask: Tensor, dim: int) -> Tensor:
         place = (~mask).cumsum(dim, dtype=torch.float32)
         last = place.narrow(dim, place.shape[dim] - 1, 1)
-        angle = place / (last + 1e-6) * (2 * math.pi)
+        angle = (place - self.back) / (last + 1e-6) * (2 * math.pi)
         number = torch.arange(self.per_axis, dtype=torch.float32, device=mask.device)
         wave = angle[..., None] / self.temperature ** (2 * number.div(2, rounding_mode="floor") / self.per_axis)
         return torch.stack((wave[..., 0::2].sin(), wave[..., 1::2].cos()), dim=4).flatten(3)

@@ -6,10 +6,29 @@ import importlib
 
 from maskrcnn_benchmark.config import Cfg
 from maskrcnn_benchmark.errors import ConfigError
-from maskrcnn_benchmark.modeling.detectors import DETECTORS, grounding, mdetr, mdetr_segm, rcnn
+from maskrcnn_benchmark.modeling.detectors import (
+    DETECTORS,
+    centernet2,
+    decola,
+    deformable_detr,
+    grounding,
+    mdetr,
+    mdetr_segm,
+    rcnn,
+)
 from maskrcnn_benchmark.modeling.interface import Detector
 
-__all__ = ["DETECTORS", "build_detector", "grounding", "mdetr", "mdetr_segm", "rcnn"]
+__all__ = [
+    "DETECTORS",
+    "build_detector",
+    "centernet2",
+    "decola",
+    "deformable_detr",
+    "grounding",
+    "mdetr",
+    "mdetr_segm",
+    "rcnn",
+]
 
 
 def build_detector(cfg: Cfg) -> Detector:

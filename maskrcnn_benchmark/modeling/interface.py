@@ -135,6 +135,9 @@ class Detector(nn.Module):
             self.get_submodule(name).eval()
         return self
 
+    def weigh_classes(self, chance: Tensor) -> None:
+        """Hear how often each class (C,) is to be drawn, where a step of the training draws its classes."""
+
     def encode_image(self, images: ImageBatch) -> ImageState:
         raise NotImplementedError
 

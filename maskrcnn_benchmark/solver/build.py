@@ -13,17 +13,27 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from maskrcnn_benchmark.config import Cfg
+from maskrcnn_benchmark.config.defaults import decola
 from maskrcnn_benchmark.config.node import DEFAULT
 from maskrcnn_benchmark.errors import ConfigError, WeightsError
 from maskrcnn_benchmark.solver.ema import Ema
 from maskrcnn_benchmark.solver.mdetr_schedule import MdetrSchedule
 from maskrcnn_benchmark.solver.param_groups import Rates, optimizer_groups, param_groups, table
 from maskrcnn_benchmark.solver.plan import Plan
-from maskrcnn_benchmark.solver.schedule import Best, Cosine, MultiStep, Plateau, Schedule, Warmup, WeightDecayDrops
+from maskrcnn_benchmark.solver.schedule import (
+    Best,
+    Cosine,
+    InterpolatedCosine,
+    MultiStep,
+    Plateau,
+    Schedule,
+    Warmup,
+    WeightDecayDrops,
+)
 
 logger = logging.getLogger(__name__)
 
-PARTS = dict.fromkeys(("MDETR", "MDETR_SEGM"), ("text_encoder", "backbone"))
+PARTS = dict.fromkeys(("MDETR", "MDETR_SEGM", *decola.ARCHITECTURES), ("text_encoder", "backbone"))
 """``MODEL.META_ARCHITECTURE`` -> what the names of parameters of the text encoder and of the backbone contain, where it
 is not as in GLIP."""
 MOST_SKIPPED = 20  # steps in a row without finite gradients, before fp16 is given up
@@ -46,6 +56,7 @@ class Solver:
         weight_decay: When its weight decays drop; None: never.
         ema: Average of the weights; None: there is none.
         clip_norm: Largest L2 norm of all gradients together; infinity: any.
+        clip_value: Largest absolute value of a single gradient; infinity: any.
         scaler: Of the loss, for fp16; None: no scaling.
         best: Scores seen so far.
     """
@@ -57,11 +68,12 @@ class Solver:
         weight_decay: WeightDecayDrops | None = None,
         ema: Ema | None = None,
         clip_norm: float = math.inf,
+        clip_value: float = math.inf,
         scaler: torch.amp.GradScaler | None = None,
         best: Best | None = None,
     ) -> None:
         self.optimizer, self.schedule, self.weight_decay, self.ema = optimizer, schedule, weight_decay, ema
-        self.clip_norm, self.best = clip_norm, best or Best()
+        self.clip_norm, self.clip_value, self.best = clip_norm, clip_value, best or Best()
         self.scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
         self.skipped = 0  # steps in a row that were not taken
 
@@ -86,6 +98,8 @@ class Solver:
         finite = bool(norm.isfinite())
         if finite and math.isfinite(self.clip_norm):
             nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
+        if finite and math.isfinite(self.clip_value):
+            nn.utils.clip_grad_value_(parameters, self.clip_value)
         if parameters and (finite or self.scaler.is_enabled()):  # the scaler sees for itself, and lowers its factor
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -194,13 +208,14 @@ def build_solver(cfg: Cfg, model: nn.Module, plan: Plan, scaler: torch.amp.GradS
     else:
         optimizer = AdamW(optimizer_groups(groups), lr=solver.BASE_LR)
     clip = solver.CLIP_GRADIENTS
+    most = clip.CLIP_VALUE if clip.ENABLED and clip.CLIP_VALUE > 0 else math.inf
     patience = solver.AUTO_TERMINATE_PATIENCE
     return Solver(
         optimizer,
         _schedule(cfg, optimizer, plan),
         _weight_decay(cfg, optimizer, plan),
         ema=Ema(model, solver.MODEL_EMA) if solver.MODEL_EMA > 0 else None,
-        clip_norm=clip.CLIP_VALUE if clip.ENABLED and clip.CLIP_VALUE > 0 else math.inf,
+        **{"clip_value" if clip.CLIP_TYPE == "value" else "clip_norm": most},
         scaler=scaler,
         best=Best(patience if patience > 0 else None),
     )
@@ -221,6 +236,8 @@ def build_rates(cfg: Cfg) -> Rates:
         text_part=text_part,
         body_part=body_part,
         body_lr=solver.BACKBONE_LR if solver.BACKBONE_LR >= 0 else None,
+        custom_parts=tuple(solver.CUSTOM_LR_NAMES),
+        custom_lr_factor=solver.CUSTOM_LR_FACTOR,
     )
 
 
@@ -248,7 +265,8 @@ def _schedule(cfg: Cfg, optimizer: Optimizer, plan: Plan) -> Schedule:
         )
     warmup = Warmup(solver.WARMUP_ITERS, solver.WARMUP_FACTOR)
     if solver.USE_COSINE:
-        return Cosine(optimizer, warmup, plan.steps, solver.MIN_LR)
+        cosine = InterpolatedCosine if cfg.MODEL.META_ARCHITECTURE in decola.ARCHITECTURES else Cosine
+        return cosine(optimizer, warmup, plan.steps, solver.MIN_LR)
     if solver.USE_AUTOSTEP:
         return Plateau(optimizer, warmup, solver.GAMMA, solver.STEP_PATIENCE, solver.MIN_LR)
     return MultiStep(optimizer, warmup, milestones(cfg, plan), solver.GAMMA)

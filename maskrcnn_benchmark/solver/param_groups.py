@@ -22,6 +22,8 @@ class Rates:
         text_part: Parameters with this in their name are of the text encoder.
         body_part: Others with this in their name are of the backbone.
         body_lr: Rate of the backbone; None: the base rate times ``body_lr_factor``.
+        custom_parts: The rates of parameters with one of these in their name, whatever part they are of, are
+            multiplied with ``custom_lr_factor``.
     """
 
     base_lr: float
@@ -34,6 +36,8 @@ class Rates:
     text_part: str = "language_backbone"
     body_part: str = "backbone.body"
     body_lr: float | None = None
+    custom_parts: tuple[str, ...] = ()
+    custom_lr_factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ def _values(name: str, rates: Rates) -> tuple[str, float, float]:
     elif rates.body_part in name:
         body_lr = rates.base_lr * rates.body_lr_factor if rates.body_lr is None else rates.body_lr
         pattern, lr = f"*{rates.body_part}*", body_lr
+    if custom := [part for part in rates.custom_parts if part in name]:
+        pattern, lr = f"{pattern} *{custom[0]}*", lr * rates.custom_lr_factor
     if "bias" in name:
         pattern, lr, decay = f"{pattern} *bias*", lr * rates.bias_lr_factor, rates.bias_weight_decay
     if "norm" in name or "Norm" in name:

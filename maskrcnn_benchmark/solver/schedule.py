@@ -110,7 +110,25 @@ class Cosine(Schedule):
         after = self.done - self.warmup.steps
         if after < 0:
             return super().lr(base)
-        return self.min_lr + (base - self.min_lr) * (1 + math.cos(math.pi * after / self.period)) / 2
+        return self._cosine(base, after)
+
+    def _cosine(self, base: float, step: int) -> float:
+        return self.min_lr + (base - self.min_lr) * (1 + math.cos(math.pi * step / self.period)) / 2
+
+
+class InterpolatedCosine(Cosine):
+    """Half a cosine over the whole training, as in detectron2 (https://github.com/facebookresearch/detectron2).
+
+    The warm-up, which may be all of the training but no more, goes straight from its share of the full rate to what the
+    cosine is at its end.
+    """
+
+    def lr(self, base: float) -> float:
+        steps = min(self.warmup.steps, self.period)
+        if self.done >= steps:
+            return self._cosine(base, self.done)
+        done = self.done / steps
+        return (1 - done) * self.warmup.factor * base + done * self._cosine(base, steps)
 
 
 class Plateau(Schedule):

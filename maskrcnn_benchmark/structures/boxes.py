@@ -39,6 +39,15 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
     return shared / union - (hull - union) / hull
 
 
+def giou_of_pairs(a: Tensor, b: Tensor) -> Tensor:
+    """As :func:`giou`, of each box and the one in the same row: (N, 4), (N, 4) -> (N,)."""
+    side = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0)
+    shared = side[:, 0] * side[:, 1]
+    union = area(a) + area(b) - shared
+    hull = area(torch.cat((torch.minimum(a[:, :2], b[:, :2]), torch.maximum(a[:, 2:], b[:, 2:])), dim=1))
+    return shared / union - (hull - union) / hull
+
+
 def clip(boxes: Tensor, size: tuple[int, int], plus_one: bool = False) -> Tensor:
     """Move corners into a picture of ``size`` (h, w): 0..w and 0..h, or 0..w - 1 and 0..h - 1 with ``plus_one``."""
     height, width = (side - int(plus_one) for side in size)

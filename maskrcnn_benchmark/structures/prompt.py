@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from torch import Tensor
 Span = tuple[int, int]  # [begin, end) characters
 ANYTHING = 0
 """The id of a first entity that stands for all that its text names, for detectors that say so of a box."""
+OWN_WORDS = -1
+"""The same, and each box is called by its own words: the other entities are the words of the text."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,18 @@ class TextBatch:
     input_ids: Tensor  # (P, L) int64
     attention_mask: Tensor  # (P, L) int64, 1 = token
     entity_tokens: tuple[Tensor, ...]  # per prompt (K_p, L) bool: tokens of each entity
+
+    @classmethod
+    def of_classes(cls, *lists: Mapping[int, str]) -> TextBatch:
+        """Prompts that are lists of classes, label -> name, for detectors that do not read text: without tokens."""
+        prompts = []
+        for names in lists:
+            ends = list(accumulate((len(name) + 2 for name in names.values()), initial=0))
+            spans = tuple(((begin, begin + len(name)),) for begin, name in zip(ends, names.values(), strict=False))
+            prompts.append(Prompt(", ".join(names.values()), spans, tuple(names)))
+        nothing = torch.zeros(len(prompts), 0, dtype=torch.int64)
+        tokens = tuple(torch.zeros(len(names), 0, dtype=torch.bool) for names in lists)
+        return cls(tuple(prompts), nothing, nothing, tokens)
 
     def __len__(self) -> int:
         return len(self.prompts)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from maskrcnn_benchmark.structures.image_batch import ImageMeta
+from maskrcnn_benchmark.structures.polygons import Polygons
 from maskrcnn_benchmark.structures.prompt import Prompt
 
 
@@ -21,7 +22,8 @@ class Target:
     prompt: Prompt | None = None  # the text, and the characters each box owns
     positive_map: Tensor | None = None  # (N, L) float32
     masks: Tensor | None = None  # (N, h, w) bool
-    image_labels: Tensor | None = None  # (K,) int64, image-level supervision
+    polygons: Polygons | None = None  # of N objects
+    image_labels: Tensor | None = None  # (K,) int64, contiguous from 1: what is in a picture that has no boxes
     token_labels: Tensor | None = (
         None  # (N,) int64, class of each box by the tokens that name it in any picture; -10: none
     )
@@ -34,6 +36,8 @@ class Target:
                 raise ValueError(
                     f"{name} must have {n} rows{f' of {width[0]}' if width else ''}, got {tuple(value.shape)}"
                 )
+        if self.polygons is not None and len(self.polygons) != n:
+            raise ValueError(f"polygons must be those of {n} objects, got {len(self.polygons)}")
         if self.masks is not None and self.masks.shape[0] != n:
             raise ValueError(f"masks must have {n} rows, got {tuple(self.masks.shape)}")
 
@@ -43,7 +47,10 @@ class Target:
     def __getitem__(self, keep: Tensor) -> Target:
         """The objects that a bool mask (N,) or an index (M,) chooses."""
         pick = {k: v[keep] for k in ("positive_map", "masks", "token_labels") if (v := getattr(self, k)) is not None}
-        return replace(self, boxes=self.boxes[keep], labels=self.labels[keep], **pick)
+        outlines = self.polygons
+        if outlines is not None:
+            outlines = tuple(outlines[i] for i in torch.arange(len(self))[keep.cpu()].tolist())
+        return replace(self, boxes=self.boxes[keep], labels=self.labels[keep], polygons=outlines, **pick)
 
     def to(self, device: torch.device | str) -> Target:
         names = ("boxes", "labels", "positive_map", "masks", "image_labels", "token_labels")

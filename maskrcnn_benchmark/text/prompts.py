@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from maskrcnn_benchmark.errors import ConfigError, PromptError
-from maskrcnn_benchmark.structures.prompt import Prompt, Span
+from maskrcnn_benchmark.structures.prompt import OWN_WORDS, Prompt, Span
 from maskrcnn_benchmark.text.positive_map import WIDTH, entity_tokens, shorten
 from maskrcnn_benchmark.text.tokenizer import Tokenizer
 
@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 BACKGROUND = "__background__"
 PARTS = ("prefix", "name", "suffix")
+WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
 
 Category = tuple[int, str]  # label, name
 
@@ -31,6 +32,7 @@ class PromptOptions:
         suppress: Words at the end that belong to no class.
         chunk_size: Classes per prompt, -1 for all in one.
         max_tokens: Tokens that a prompt may take, with start and end token; one that takes more is split.
+        own_words: Of a caption without phrases, each box says which of its words it belongs to.
     """
 
     separator: str = ". "
@@ -38,6 +40,7 @@ class PromptOptions:
     suppress: tuple[str, ...] = ()
     chunk_size: int = -1
     max_tokens: int = WIDTH
+    own_words: bool = False
 
     def __post_init__(self) -> None:
         if self.chunk_size != -1 and self.chunk_size < 1:
@@ -133,7 +136,8 @@ def caption_prompt(caption: str, phrases: Sequence[str] | None, options: PromptO
 
     Args:
         caption: The sentence.
-        phrases: Parts of it, word for word and in its order; phrase ``i`` is label ``i``, from 1. None: the whole.
+        phrases: Parts of it, word for word and in its order; phrase ``i`` is label ``i``, from 1. None: the whole, or
+            with ``options.own_words`` whatever it speaks of.
         options: Gives the number of tokens that fit.
         tokenizer: The network's.
 
@@ -144,8 +148,13 @@ def caption_prompt(caption: str, phrases: Sequence[str] | None, options: PromptO
         raise PromptError(f"the caption has no words: {caption!r}")
     if phrases is not None and not phrases:
         raise PromptError("the list of phrases is empty: give at least one, or none to look for the whole caption")
-    spans = [(0, len(caption))] if phrases is None else find_phrases(caption, phrases)
-    prompt = grounding_prompt(caption, [[span] for span in spans])
+    if phrases is None and options.own_words:
+        words = [match.span() for match in WORD.finditer(caption)]
+        spans, ids = [(0, len(caption)), *words], (OWN_WORDS, *range(1, len(words) + 1))
+        prompt = grounding_prompt(caption, [[span] for span in spans], ids)
+    else:
+        spans = [(0, len(caption))] if phrases is None else find_phrases(caption, phrases)
+        prompt = grounding_prompt(caption, [[span] for span in spans])
     if (count := tokenizer.count(caption)) > options.max_tokens:
         raise PromptError(
             f"the caption {shorten(caption)!r} takes {count} tokens, more than {options.max_tokens}: shorten it"

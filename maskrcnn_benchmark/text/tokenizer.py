@@ -123,7 +123,7 @@ def load_tokenizer(name_or_path: str | Path, download: bool = False) -> Tokenize
         PromptError: the files are not here, or cannot be read.
     """
     name = str(name_or_path)
-    folders = _folders(name)
+    folders = folders_of(name)
     for folder in folders:
         if _complete(folder):
             return _read(folder, folder.name)
@@ -135,7 +135,8 @@ def load_tokenizer(name_or_path: str | Path, download: bool = False) -> Tokenize
     raise PromptError(_missing(name, folders))
 
 
-def _folders(name: str) -> list[Path]:
+def folders_of(name: str) -> list[Path]:
+    """Where the files of a tokenizer are looked for: the name as a path, then below the folders for such."""
     folders = [Path(name).expanduser()]
     if os.environ.get("MB_TOKENIZERS"):
         folders.append(Path(os.environ["MB_TOKENIZERS"], name))

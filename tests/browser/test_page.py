@@ -24,6 +24,7 @@ from maskrcnn_benchmark.demo import server
 from maskrcnn_benchmark.demo.desk import Limits
 from maskrcnn_benchmark.engine.inference import Model
 from tests.narrow import CONFIG, Narrow, make_narrow
+from tests.narrow_mdetr import MDETR_CONFIG, narrow_mdetr
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -72,9 +73,12 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
     driver.quit()
 
 
+def source_of(narrow: Narrow) -> server.Source:
+    return server.Source(CONFIG, str(narrow.weights), "cpu", narrow.opts)
+
+
 @contextmanager
-def serving(model: Model, narrow: Narrow, limits: Limits | None = None) -> Iterator[str]:
-    source = server.Source(CONFIG, str(narrow.weights), "cpu", narrow.opts)
+def serving(model: Model, source: server.Source, limits: Limits | None = None) -> Iterator[str]:
     with server.open_listener("127.0.0.1", 0) as listener:
         running = uvicorn.Server(uvicorn.Config(server.build_app(model, source, limits), log_level="warning"))
         thread = threading.Thread(target=running.run, args=([listener],))
@@ -86,7 +90,7 @@ def serving(model: Model, narrow: Narrow, limits: Limits | None = None) -> Itera
 
 @pytest.fixture(scope="module")
 def url(model: Model, narrow: Narrow) -> Iterator[str]:
-    with serving(model, narrow) as url:
+    with serving(model, source_of(narrow)) as url:
         yield url
 
 
@@ -307,7 +311,7 @@ def test_mistakes_are_told_and_nothing_is_lost(page: Page, picture: Path, tmp_pa
 def test_a_picture_that_the_server_let_go_of_is_sent_again(
     driver: WebDriver, model: Model, narrow: Narrow, picture: Path, encoded: list[int]
 ) -> None:
-    with serving(model, narrow, Limits(memory=1)) as url:
+    with serving(model, source_of(narrow), Limits(memory=1)) as url:
         page = Page(driver, url)
         page.open(picture)
         key = page.run("key")
@@ -381,3 +385,31 @@ def test_it_fits_a_phone(page: Page, model: Model, picture: Path) -> None:
         assert page["stage"].rect["y"] < page["form"].rect["y"]
     finally:
         page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_masks_and_words_of_a_sentence(driver: WebDriver, picture: Path, tmp_path: Path) -> None:
+    model, weights, opts = narrow_mdetr(tmp_path)
+    found = Predictor(model).set_image(picture).predict(caption="a red circle", top=1)
+    assert found.masks is not None
+    with serving(model, server.Source(MDETR_CONFIG, str(weights), "cpu", opts)) as url:
+        page = Page(driver, url)
+        page.open(picture)
+        page.ask("a red circle", "sentence")
+        page.lower()
+        assert len(page.boxes()) == 10, "one for each query"
+        best = page["list"].find_element("tag name", "button")
+        assert best.text.split("\n")[0] == found.name(0)
+        assert {part.text.split("\n")[0] for part in page.parts()} == set(
+            Predictor(model).set_image(picture).predict(caption="a red circle").names.values()
+        )
+        page.run("(found.detections = found.detections.slice(0, 1), draw())")
+        painted = page.run(
+            """(() => {
+                const canvas = at("masks"), {width, height} = canvas;
+                const {data} = canvas.getContext("2d").getImageData(0, 0, width, height);
+                const inside = Array.from({length: width * height}, (_, i) => data[4 * i + 3] > 0);
+                return [width, height, canvas.hidden, inside];
+            })()"""
+        )
+    mask = found.masks[0]
+    assert painted == [mask.shape[1], mask.shape[0], False, mask.flatten().tolist()]

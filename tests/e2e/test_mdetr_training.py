@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 from maskrcnn_benchmark import cli
 from maskrcnn_benchmark.checkpoint.resume import load_latest
 from maskrcnn_benchmark.modeling.detectors.mdetr import Mdetr
+from tests.e2e import slurm_cluster
 from tests.golden.common import shared_path
 from tests.mdetr_place import NARROW, SMALL, Place, make_place
 from tests.training_runs import ROOT, environment, rows
@@ -40,13 +42,6 @@ STEPS = {
     "SOLVER.CHECKPOINT_PERIOD": 50,
     "MODEL.MDETR.NUM_QUERIES": 20,
 }
-
-
-def _slurm() -> bool:
-    if shutil.which("sinfo") is None:
-        return False
-    told = subprocess.run(["sinfo", "-h", "-t", "idle"], capture_output=True, text=True, timeout=300, check=False)
-    return told.returncode == 0 and bool(told.stdout.strip())
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +145,15 @@ def test_pre_training_learns(data: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert len(seen) == sum(map(len, pictures)), "each picture is encoded once, whatever number of captions it has"
 
 
+def test_pre_training_on_all_of_the_data(data: Path, tmp_path: Path) -> None:
+    rates = "--ema --lr 1e-3 --lr_backbone 3e-4 --text_encoder_lr 3e-4 --batch_size 8"
+    assert run(data / "pretrain.json", rates, tmp_path, SOLVER__MAX_ITER=50, TEST__DURING_TRAINING=False) == 0
+    losses = [row["loss"] for row in rows(tmp_path)]
+    assert len(losses) == 50
+    assert all(map(math.isfinite, losses))
+    assert mean(losses[-10:]) < 0.9 * mean(losses[:10])
+
+
 def test_phrasecut_in_two_steps(data: Path, tmp_path: Path) -> None:
     config, first, second = data / "phrasecut.json", tmp_path / "detection", tmp_path / "masks"
     step = "--epochs 10 --lr_drop 11 --ema --text_encoder_lr 1e-5 --lr 5e-4"
@@ -187,10 +191,25 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return make_place(tmp_path_factory.mktemp("place"), count=2)
 
 
-def started(place: Place, words: list[str]) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """What finds a Slurm of this machine alone."""
+    if reason := slurm_cluster.missing():
+        pytest.skip(reason)
+    with slurm_cluster.cluster(tmp_path_factory.mktemp("slurm")) as found:
+        yield found
+
+
+def started(
+    place: Place, words: list[str], variables: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """A command in a process of its own, in the folder of the place."""
     kept = {key: value for key, value in os.environ.items() if key not in ("MASTER_ADDR", "MASTER_PORT", "DATASET")}
-    env = kept | environment(MB_TOKENIZERS=str(place.tokenizers), PET_STANDALONE="1", PET_LOCAL_ADDR="127.0.0.1")
+    env = (
+        kept
+        | dict(variables or {})
+        | environment(MB_TOKENIZERS=str(place.tokenizers), PET_STANDALONE="1", PET_LOCAL_ADDR="127.0.0.1")
+    )
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, *words], cwd=place.folder, env=env, capture_output=True, text=True, timeout=600, check=False
@@ -214,25 +233,28 @@ def test_the_launcher_of_the_instructions(place: Place, tmp_path: Path) -> None:
 def test_a_job_of_this_machine(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without Slurm it is the machine that the command is given on."""
     pytest.importorskip("submitit")
-    monkeypatch.setenv("PATH", os.path.dirname(sys.executable) + os.pathsep + "/bin")
-    if shutil.which("srun") is not None:
-        pytest.skip("srun is in the same folder as the shell")
+    monkeypatch.setenv("PATH", os.path.dirname(sys.executable))
+    assert shutil.which("srun") is None
     run_job(place, tmp_path)
 
 
-@pytest.mark.skipif(not _slurm(), reason="Slurm is not installed, or no machine of it is idle")
-def test_a_job_of_slurm(place: Place, tmp_path: Path) -> None:
+def test_a_job_of_slurm(place: Place, tmp_path: Path, slurm: dict[str, str]) -> None:
     pytest.importorskip("submitit")
-    run_job(place, tmp_path)
+    run_job(place, tmp_path, slurm)
+    said = ["scontrol", "show", "job", "--oneliner"]
+    told = subprocess.run(said, env={**os.environ, **slurm}, capture_output=True, text=True, check=True).stdout
+    assert "JobName=detectransformer" in told
+    assert "JobState=COMPLETED" in told
+    assert "NumTasks=2 CPUs/Task=10" in told
 
 
-def run_job(place: Place, folder: Path) -> None:
+def run_job(place: Place, folder: Path, variables: Mapping[str, str] | None = None) -> None:
     words = f"{ROOT}/tools/run_with_submitit.py --dataset_config configs/phrasecut.json --ngpus 2 --nodes 1 --wait"
     steps = {"SOLVER.MAX_EPOCH": 0, "SOLVER.CHECKPOINT_EPOCH": 0, "SOLVER.MAX_ITER": 2}
     where = ["--device", "cpu", "--job_dir", str(folder / "%j")]
-    done = started(place, [*shlex.split(words), *where, *place.opts(steps)])
-    found = re.fullmatch(r"job (\w+)\n", done.stdout)
-    assert found is not None
+    done = started(place, [*shlex.split(words), *where, *place.opts(steps)], variables)
+    found = re.search(r"^job (\w+)$", done.stdout, re.MULTILINE)  # submitit warns there of missing accounts
+    assert found is not None, done.stdout + done.stderr
     state = load_latest(folder / found[1])
     assert state is not None
     assert (state["iteration"], len(state["rng"])) == (2, 2)

@@ -12,9 +12,10 @@ from tests.golden.common import CLAIMED, NO_SHARED, case_files, golden_root
 
 NOT_IN_YET: dict[str, tuple[str, ...]] = {
     "fiber": (),
-    "eval": ("decola_*",),
+    "eval": (),
     "e2e": (),
     "dap": (),
+    "decola": (),
     "mdetr": ("dataset_*", "eval_*", "lr_schedules", "transforms"),
 }
 

@@ -16,10 +16,10 @@ from maskrcnn_benchmark.checkpoint import io
 from maskrcnn_benchmark.checkpoint.io import load_weights, save_weights
 from maskrcnn_benchmark.checkpoint.names import Rule, rename
 from maskrcnn_benchmark.checkpoint.rules import (
+    CENTERNET2,
     FASTER_RCNN,
     FIBER,
     GLIP,
-    centernet2_backbone,
     describe,
     detectron2_resnet,
 )
@@ -229,8 +229,7 @@ def rules_of(system: str, names: Keys) -> tuple[Rule, ...]:
     if system == "dap":
         return FASTER_RCNN
     if any(name.startswith("backbone.bottom_up.") for name in names):
-        resnet = any(name.startswith("backbone.bottom_up.base.") for name in names)
-        return centernet2_backbone("bottom_up.base" if resnet else "bottom_up")
+        return CENTERNET2
     trunk = "detr.backbone.0.backbone"
     return detectron2_resnet(trunk, trunk) if any(f"{trunk}.res2." in name for name in names) else ()
 

@@ -150,6 +150,20 @@ def test_what_is_no_boxes(tmp_path: Path) -> None:
             read_boxes(tmp_path / name)
 
 
+def test_files_of_older_torch_and_tensors_that_share_memory(tmp_path: Path) -> None:
+    made = table(3)
+    write_pth(tmp_path / "new.pth", made)
+    rows = torch.load(tmp_path / "new.pth", weights_only=False)
+    torch.save(rows, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert same(read_boxes(tmp_path / "old.pth"), made, "scores", "labels", "sizes")
+    columns = torch.from_numpy(made.boxes).T.contiguous()  # a box is a column, so that its numbers are not neighbours
+    for index, row in enumerate(rows):
+        row.bbox = columns.T[made.rows(index)]
+        row.extra_fields["scores"] = row.extra_fields["scores"].double()
+    torch.save(rows, tmp_path / "shared.pth")
+    assert same(read_boxes(tmp_path / "shared.pth"), made, "scores", "labels", "sizes")
+
+
 def test_boxes_with_widths_become_corners(tmp_path: Path) -> None:
     torch.save([BoxList(torch.tensor([[3.0, 4, 5, 6]]), (30, 40), "xywh")], tmp_path / "a.pth")
     assert read_boxes(tmp_path / "a.pth").boxes.tolist() == [[3, 4, 7, 9]]

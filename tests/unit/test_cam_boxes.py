@@ -128,6 +128,7 @@ def resident() -> int:
     return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 2**20 if status.exists() else 0
 
 
+@pytest.mark.full
 def test_memory_stays_flat(net: ClassMaps, tmp_path: Path) -> None:
     """Over 10,000 pictures nothing is kept but their boxes, on the disk."""
 
@@ -180,6 +181,18 @@ def classes(tmp_path: Path) -> Path:
     broken = tmp_path / "pictures" / "dog" / "2.png"
     broken.write_bytes(broken.read_bytes()[:200])
     return tmp_path / "pictures"
+
+
+def test_missing_pictures_are_told_of_before_missing_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nowhere = tmp_path / "nowhere"
+    assert mrb.main(["pseudo-boxes", str(nowhere), "--weight", "no.pth", "--out", str(tmp_path / "out")]) == 2
+    assert str(nowhere) in capsys.readouterr().err
+    with pytest.raises(DataError, match="nowhere"):
+        imagenet1k("train", "cam3", Options(MODEL, "no.pth", "cpu"), where=str(nowhere))
+    with pytest.raises(DataError, match="nowhere"):
+        imagenet22k(0, "cam1", Options(MODEL, "no.pth", "cpu"), where=str(nowhere))
 
 
 def test_a_folder_of_classes(

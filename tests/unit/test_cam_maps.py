@@ -62,10 +62,36 @@ def test_classifiers_of_timm(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
 def test_convolutions_are_fused_on_a_cpu(block: type) -> None:
     maps = map_net(resnet(block), "narrow")
-    parts = [type(part) for part in maps.features.modules()]
-    assert nn.BatchNorm2d not in parts
-    fused = sum(part is FusedConv for part in parts)
-    assert fused == (13 if block is Bottleneck else 9) or not torch.backends.mkldnn.is_available()
+    parts = list(maps.features.modules())
+    kinds = {type(part) for part in parts}
+    assert nn.BatchNorm2d not in kinds
+    if torch.backends.mkldnn.is_available():
+        fused = [part for part in parts if isinstance(part, FusedConv)]
+        assert len(fused) == (13 if block is Bottleneck else 9)
+        assert sum(part.into for part in fused) == (4 if block is Bottleneck else 3)  # the first shortcut is a maximum
+
+
+def test_a_map_that_is_used_again_is_not_written_over() -> None:
+    """The sum of a shortcut goes where the shortcut is, where nothing else reads that."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 1, 1)
+            self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            first = torch.relu(self.first(x))
+            return self.fc(self.pool(torch.relu(self.second(first) + first) * first).flatten(1))
+
+    torch.manual_seed(0)
+    net, labels = Twice().eval(), torch.tensor([0, 1])
+    maps = map_net(net, "twice")
+    for size in ((32, 48), (64, 32)):
+        pixels = torch.randn(2, 3, *size)
+        with torch.no_grad():
+            expected = (net(pixels) + net(pixels.flip(-1)))[torch.arange(2), labels] / 2
+            np.testing.assert_allclose(maps.raw(pixels, labels).mean((1, 2)), expected, rtol=1e-3, atol=1e-5)
 
 
 def test_networks_without_a_map_are_refused() -> None:

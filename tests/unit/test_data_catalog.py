@@ -108,16 +108,8 @@ def test_an_unknown_name_lists_the_closest_and_how_to_register(tmp_path: Path) -
         assert words in str(error.value)
 
 
-def test_a_kind_of_a_later_version_is_refused_before_its_files_are_looked_for(tmp_path: Path) -> None:
-    for name in ("imagenet_lvis_v1", "imagenet_lvis-21k"):
-        with pytest.raises(DataError, match=r"this version cannot read data of kind '\w+', only coco"):
-            resolve(config(tmp_path), name, "test")
-        with pytest.raises(DataError, match=r"this version cannot read data of kind '\w+', only coco, coco_grounding"):
-            resolve(config(tmp_path), name, "train")
-
-
 def test_what_is_for_training_alone_is_refused_for_evaluation(tmp_path: Path) -> None:
-    for name in ("mixed_train", "object365_dt_train", "coco_grounding_train"):
+    for name in ("mixed_train", "object365_dt_train", "coco_grounding_train", "imagenet_lvis_v1", "imagenet_lvis-21k"):
         with pytest.raises(DataError, match=r"this version cannot evaluate on data of kind '\w+', only coco"):
             resolve(config(tmp_path), name, "test")
 
@@ -128,6 +120,25 @@ def test_tab_separated_data_need_no_folder_of_pictures(data: Path, tmp_path: Pat
     assert (entry.kind, entry.images) == ("tsv", data / "Objects365")
     with pytest.raises(DataError, match="no ann_file; an entry needs ann_file, and has kind"):
         resolve(config(tmp_path, REGISTER={"mine": {"kind": "tsv"}}), "mine", "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("cam3nms8xyxy", {"boxes": "train.cam3nms8xyxy.npz"}),
+        ("cam7nms5xyxy", {"boxes": "train.cam7nms5xyxy.npz"}),
+        ("mine", {"boxes": "train.mine.npz"}),
+        ("pseudo2", {"boxes": "train.pseudo2.pth", "first_label": 1}),
+        ("down", {"memory": True}),
+        ("down_cam7xyxy", {"boxes": "train.cam7xyxy.npz", "memory": True}),
+        ("cam7xyxy_down", {"boxes": "train.cam7xyxy.npz", "memory": True}),
+        ("mypseudo_down", {"boxes": "train.mypseudo.pth", "first_label": 1, "memory": True}),
+    ],
+)
+def test_boxes_of_imagenet_of_any_name(data: Path, tmp_path: Path, name: str, options: dict[str, Any]) -> None:
+    put(data, "datasets/imagenet2012Full")
+    entry = resolve(config(tmp_path), f"imagenetcls_train_{name}", "train")
+    assert (entry.kind, dict(entry.options)) == ("imagenet", {"split": "train", **options})
 
 
 def test_every_name_of_the_released_configs_is_known() -> None:

@@ -106,6 +106,7 @@ def test_an_interrupted_evaluation_goes_on(
     assert results(narrow, tmp_path) == alone
 
 
+@pytest.mark.full
 def test_a_killed_evaluation_goes_on(narrow: Narrow, task: Path, tmp_path: Path, alone: dict[str, bytes]) -> None:
     program = (
         "import os, signal, sys, torch\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -199,23 +200,32 @@ def test_two_runs_do_not_share_a_folder(
     assert [path.name for path in tmp_path.iterdir()] == ["run.lock"], "and nothing is written"
 
 
-@pytest.mark.parametrize("flags", [[], ["--skip_optimizer_resume"]])
-def test_an_interrupted_training_goes_on_with_the_old_optimizer_or_a_fresh_one(
-    narrow: Narrow, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]
-) -> None:
-    words = ["--ft-tasks", f"{tasks}/first.yaml", "--custom_shot_and_epoch_and_general_copy", "1_6_1", "--skip-test"]
-    words += ["SOLVER.USE_AUTOSTEP", "False", "SOLVER.STEPS", "(0.5,)", "SOLVER.LOG_PERIOD", "1"]
-    step = Solver.step
+SIX_STEPS = ["--custom_shot_and_epoch_and_general_copy", "1_6_1", "--skip-test", "SOLVER.USE_AUTOSTEP", "False"]
+SIX_STEPS += ["SOLVER.STEPS", "(0.5,)", "SOLVER.LOG_PERIOD", "1"]
 
-    def interrupted(self: Solver) -> Any:
+
+@pytest.fixture(scope="module")
+def interrupted(narrow: Narrow, tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a training of six steps that ended before the fifth."""
+    step, folder = Solver.step, tmp_path_factory.mktemp("interrupted")
+
+    def until_the_fifth(self: Solver) -> Any:
         if self.done == 4:
             raise KeyboardInterrupt
         return step(self)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Solver, "step", interrupted)
-        assert run(narrow, tmp_path, *words) == 130
-    assert run(narrow, tmp_path, *words, *flags) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Solver, "step", until_the_fifth)
+        assert run(narrow, folder, "--ft-tasks", f"{tasks}/first.yaml", *SIX_STEPS) == 130
+    return folder
+
+
+@pytest.mark.parametrize("flags", [[], ["--skip_optimizer_resume"]])
+def test_an_interrupted_training_goes_on_with_the_old_optimizer_or_a_fresh_one(
+    narrow: Narrow, tasks: Path, interrupted: Path, tmp_path: Path, flags: list[str]
+) -> None:
+    shutil.copytree(interrupted, tmp_path, dirs_exist_ok=True)
+    assert run(narrow, tmp_path, "--ft-tasks", f"{tasks}/first.yaml", *SIX_STEPS, *flags) == 0
     folder = tmp_path / "ft_task_1"
     state = torch.load(folder / "model_final.pth", weights_only=True)
     steps = {int(row["step"]) for row in state["optimizer"]["state"].values()}

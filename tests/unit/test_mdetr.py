@@ -15,12 +15,13 @@ from maskrcnn_benchmark.layers.position import LearnedPosition, SinePosition
 from maskrcnn_benchmark.modeling.assign.hungarian import HungarianMatcher
 from maskrcnn_benchmark.modeling.build import build_detector
 from maskrcnn_benchmark.modeling.criterion.set import SetCriterion
-from maskrcnn_benchmark.modeling.detectors.mdetr import Mdetr
+from maskrcnn_benchmark.modeling.detectors.mdetr import Mdetr, detections, find
 from maskrcnn_benchmark.modeling.detectors.mdetr_segm import MdetrSegm
 from maskrcnn_benchmark.modeling.heads.query_decode import find_phrases, masks_on_disk
 from maskrcnn_benchmark.modeling.interface import Batch, Peers
 from maskrcnn_benchmark.structures import Detections, ImageBatch, ImageMeta, Prompt, Target, TextBatch
 from maskrcnn_benchmark.structures.boxes import cxcywh_to_xyxy, giou
+from maskrcnn_benchmark.structures.prompt import OWN_WORDS
 
 NARROW = {
     "MODEL.META_ARCHITECTURE": "MDETR",
@@ -115,6 +116,26 @@ def test_phrase_scores() -> None:
     torch.testing.assert_close(found.scores.view(3, 2), torch.tensor([[1.0, 0.0], [0.0, 0.5], [0.0, 0.0]]))
     assert found.query.tolist() == [0, 1] * 3
     torch.testing.assert_close(found.boxes[0], torch.tensor([5.0, 2.5, 15.0, 7.5]))
+
+
+def test_a_bare_caption_calls_boxes_by_their_words() -> None:
+    words = ("a", "red", "dog", "and", "a", "cat")
+    begins = [CAPTION.index(word, place) for word, place in zip(words, (0, 0, 0, 0, 11, 0), strict=True)]
+    spans = [(begin, begin + len(word)) for begin, word in zip(begins, words, strict=True)]
+    prompt = Prompt(CAPTION, (((0, len(CAPTION)),), *((span,) for span in spans)), (OWN_WORDS, *range(1, 7)))
+    tokens = torch.eye(8, dtype=torch.bool)[1:7]
+    logits = torch.full((4, 256), -9.0)
+    logits[0, 5], logits[0, 6], logits[0, 255] = 4.0, 4.0, 3.0  # a cat
+    logits[1, 1], logits[1, 2], logits[1, 3] = 8.0, 7.0, 8.0  # a red dog
+    logits[2, 3], logits[2, 6], logits[2, 255] = 1.0, 0.5, 4.0
+    logits[3, 1], logits[3, 2], logits[3, 3], logits[3, 255] = 5.0, 5.0, 4.8, 5.0
+    meta = ImageMeta(0, (4, 4), (10, 20))
+    found = detections(
+        find(logits, torch.full((4, 4), 0.5), meta, prompt, torch.cat([tokens.any(0)[None], tokens])), meta, prompt
+    )
+    assert [found.name(row) for row in range(4)] == ["a red dog", "a cat", "a red dog", "dog … cat"]
+    assert found.labels.tolist() == [1, 2, 1, 3]
+    torch.testing.assert_close(found.scores[-1], 1 - logits[2].softmax(0)[-1])
 
 
 @pytest.mark.parametrize("keys", [{}, {"META_ARCHITECTURE": "MDETR_SEGM", "MDETR__MASK_THRESH": 0.0}])

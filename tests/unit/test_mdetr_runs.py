@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,7 @@ from maskrcnn_benchmark import cli
 from maskrcnn_benchmark.checkpoint.io import read_state_dict
 from maskrcnn_benchmark.solver.build import Solver
 from tests.mdetr_place import Place, make_place
-from tests.training_runs import final_state, rows, same
+from tests.training_runs import ROOT, environment, final_state, rows, same
 from tools import test_grounding_net, train_net
 
 PRETRAIN = ("--dataset_config", "configs/pretrain.json", "--ema", "--ema_decay", "0.9")
@@ -59,11 +63,33 @@ def test_pre_training_goes_on_as_if_nothing_had_been(
         patch.setattr(Solver, "step", killed)
         assert place.main(*PRETRAIN, "--output_dir", cut, **keys) == 130
     assert place.main(*PRETRAIN, "--resume", cut / "last_checkpoint", **keys) == 0
-    assert rows(whole) == rows(cut)
-    one, other = final_state(whole), final_state(cut)
+    equal(whole, cut)
+
+
+def equal(whole: Path, other: Path) -> None:
+    """Two trainings that tell the same and end the same, to the last bit."""
+    assert rows(whole) == rows(other)
+    one, two = final_state(whole), final_state(other)
     for key in ("model", "model_ema", "optimizer", "scheduler"):
-        assert same(one[key], other[key]), key
+        assert same(one[key], two[key]), key
     assert not same(one["model"], one["model_ema"])
+
+
+def test_killed_pre_training_ends_as_if_it_had_not_been(place: Place, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    keys = {**STEPS, "SOLVER__MAX_ITER": 6, "SOLVER__CHECKPOINT_PERIOD": 1, "TEST__DURING_TRAINING": False}
+    assert place.main(*PRETRAIN, "--output_dir", whole, **keys) == 0
+    opts = place.opts({key.replace("__", "."): value for key, value in keys.items()})
+    command = [sys.executable, str(ROOT / "tools" / "main.py"), *PRETRAIN, "--output_dir", str(cut), *opts]
+    for reached in ("model_0000001.pth", "model_0000004.pth"):
+        process = subprocess.Popen(command, cwd=place.folder, env=environment(), stderr=subprocess.DEVNULL)
+        while not (cut / reached).exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.kill()
+        assert process.wait(300) == -signal.SIGKILL, "it was not at its end yet"
+    assert place.main(*PRETRAIN, "--output_dir", cut, **keys) == 0
+    equal(whole, cut)
 
 
 def test_phrasecut_in_two_steps(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

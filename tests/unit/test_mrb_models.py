@@ -72,7 +72,7 @@ def get(one: zoo.Released, folder: Path) -> tuple[Path, list[str]]:
 
 def test_every_entry_is_whole() -> None:
     models = zoo.released()
-    systems = {"FIBER", "GLIP", "MDETR", "DECOLA", "DAP", "maskrcnn-benchmark", "MSRA"}
+    systems = {"FIBER", "GLIP", "MDETR", "DECOLA", "CLIP", "DAP", "maskrcnn-benchmark", "MSRA"}
     assert {model.system for model in models.values()} == systems
     assert len({model.file for model in models.values()}) == len(models)
     for model in models.values():

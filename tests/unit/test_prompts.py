@@ -19,7 +19,7 @@ from maskrcnn_benchmark.data.datasets.od_to_grounding import (
     sampled_prompt,
 )
 from maskrcnn_benchmark.errors import ConfigError, PromptError
-from maskrcnn_benchmark.structures.prompt import Prompt
+from maskrcnn_benchmark.structures.prompt import OWN_WORDS, Prompt
 from maskrcnn_benchmark.text.positive_map import label_tokens, od_label_map, positive_map, text_batch, token_ids
 from maskrcnn_benchmark.text.prompts import (
     PromptOptions,
@@ -255,6 +255,14 @@ def test_phrases_are_found_in_order_and_as_whole_words(words: Tokenizer) -> None
 def test_a_whole_caption(words: Tokenizer) -> None:
     prompt = caption_prompt("the dog", None, OPTIONS, words)
     assert (prompt.spans, prompt.ids) == ((((0, 7),),), (1,))
+
+
+def test_the_words_of_a_caption(words: Tokenizer) -> None:
+    prompt = caption_prompt("The dog's ball, a T-shirt .", None, PromptOptions(own_words=True), words)
+    assert written(prompt) == ["The dog's ball, a T-shirt .", "The", "dog's", "ball", "a", "T-shirt"]
+    assert prompt.ids == (OWN_WORDS, 1, 2, 3, 4, 5)
+    phrases = caption_prompt("the dog", ["dog"], PromptOptions(own_words=True), words)
+    assert (phrases.spans, phrases.ids) == ((((4, 7),),), (1,))
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,8 @@ LEVELS: dict[str, int] = {
     "training": 5,
     "finetuning": 5,
     "pseudo_boxes": 5,
+    "labelling": 5,
+    "self_labelling": 5,
     "commands": 6,
     "mrb": 6,
     "__main__": 6,

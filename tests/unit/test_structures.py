@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from maskrcnn_benchmark.structures import Detections, ImageBatch, ImageMeta, Prompt, Target, TextBatch
+from maskrcnn_benchmark.structures.boxes import giou, giou_of_pairs
 
 META = ImageMeta(image_id=7, size=(10, 20), orig_size=(20, 40))
 
@@ -92,3 +93,10 @@ def test_target_rows_belong_together() -> None:
     assert target[torch.tensor([True, False, True])].positive_map.tolist() == [[1, 0, 0], [0, 0, 1]]
     with pytest.raises(ValueError, match="positive_map must have 3 rows"):
         Target(torch.zeros(3, 4), torch.tensor([1, 2, 3]), META, positive_map=torch.eye(2))
+
+
+def test_giou_of_pairs_is_that_of_each_row() -> None:
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(2, 50, 2, 2, generator=generator).sort(dim=2).values.flatten(2)
+    torch.testing.assert_close(giou_of_pairs(*corners), giou(*corners).diagonal())
+    assert giou_of_pairs(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0,)

@@ -90,6 +90,7 @@ def test_run_scores_while_it_trains_and_at_the_end(
             [2, 5],
             {"DATALOADER__NUM_WORKERS": 2, "SOLVER__ACCUMULATION": 2, "SOLVER__LOG_PERIOD": 4},
             id="workers, accumulation, over the end of an epoch",
+            marks=pytest.mark.full,
         ),
     ],
 )
@@ -119,6 +120,7 @@ def test_forty_steps_killed_five_times(small: Small, tmp_path: Path, workers: in
     equal(small.whole(**keys), tmp_path / "killed")
 
 
+@pytest.mark.full
 def test_tool_killed_from_outside(small: Small, tmp_path: Path) -> None:
     killed = tmp_path / "killed"
     command = [sys.executable, "tools/train_net.py", *small.argv(killed, SOLVER__CHECKPOINT_PERIOD=1)]
@@ -150,6 +152,7 @@ def test_signal_saves_and_asks_slurm_once(small: Small, tmp_path: Path, sent: st
     equal(small.whole(**keys), out)
 
 
+@pytest.mark.full
 def test_evaluation_that_a_signal_prevented_is_made_up_for(small: Small, tmp_path: Path) -> None:
     keys = {"TEST__DURING_TRAINING": True, "SOLVER__MAX_ITER": 4}
     assert small.fork(tmp_path / "out", at=2, sent="SIGTERM", **keys) == 143
@@ -202,6 +205,7 @@ sys.exit(cli.run(train_net.main, sys.argv[1:]))
 """
 
 
+@pytest.mark.full
 def test_two_processes_are_one(small: Small, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PAIR)
@@ -246,7 +250,9 @@ sys.exit(cli.run(train_net.main, sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("policy", ["stop", "skip", "rollback"])
+@pytest.mark.parametrize(
+    "policy", [pytest.param("stop", marks=pytest.mark.full), "skip", pytest.param("rollback", marks=pytest.mark.full)]
+)
 def test_processes_agree_on_a_bad_loss_of_one(small: Small, tmp_path: Path, policy: str) -> None:
     program = tmp_path / "program.py"
     program.write_text(SPOILT)

@@ -64,6 +64,16 @@ def test_fewer_samples_than_a_batch_are_repeated() -> None:
     assert len(set(batches[0])) == 8, "each with random numbers of its own"
 
 
+def test_an_epoch_of_a_part_of_the_samples() -> None:
+    parts = [set(chain(*sampler(parts=2).batches(epoch))) for epoch in range(6)]
+    assert all(len(sampler(parts=2).batches(epoch)) == len(sampler(parts=2)) == 2 for epoch in range(6))
+    assert all(part <= set(range(11)) for part in parts[::2]), "in their order"
+    assert all(part <= set(range(11, 23)) for part in parts[1::2])
+    assert len({frozenset(part) for part in parts}) > 2, "shuffled within"
+    few = [sampler(count=7, size=4, parts=3).batches(epoch) for epoch in range(3)]
+    assert [{index % 7 for index in chain(*batches)} for batches in few] == [{0, 1}, {2, 3}, {4, 5, 6}]
+
+
 def test_sets_and_copies_by_one_number() -> None:
     both = Combined([2, 3], [1, 2])
     assert len(both) == 8

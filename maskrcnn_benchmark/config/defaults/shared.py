@@ -28,6 +28,7 @@ def tree() -> dict[str, Any]:
             "ASPECT_RATIO_GROUPING": True,
             "SAMPLER": "shared",  # batches of all processes together; chunks: of each one, as in maskrcnn-benchmark
             "USE_RANDOM_SEED": False,
+            "EPOCH_CHUNKS": 1,  # parts of the training data; an epoch is one of them
         },
         "SOLVER": _solver(),
         "TEST": _test(),
@@ -186,6 +187,7 @@ TRAINING_KEYS = (
     "DATALOADER.ASPECT_RATIO_GROUPING",
     "DATALOADER.SAMPLER",
     "DATALOADER.USE_RANDOM_SEED",
+    "DATALOADER.EPOCH_CHUNKS",
     "DATASETS.TRAIN",
     "DATASETS.TRAIN_DATASETNAME_SUFFIX",
     "DATASETS.ADD_DET_PROMPT",

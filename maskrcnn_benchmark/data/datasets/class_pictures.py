@@ -50,20 +50,21 @@ class PictureBoxes:
         return len(self.first) - 1
 
 
-def load_boxes(path: Path, pictures: int, source: Path) -> PictureBoxes:
-    """A ``.npz`` or ``.pth`` file, whose labels count from 0, with labels from 1.
+def load_boxes(path: Path, pictures: int, source: Path, first_label: int = 0) -> PictureBoxes:
+    """A ``.npz`` or ``.pth`` file, with labels from 1.
 
     Args:
         path: The file.
         pictures: How many there are.
         source: What lists them, for the message.
+        first_label: Number that the file has for the first class.
 
     Raises:
         DataError: the file is missing or broken, or of another number of pictures.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file of boxes; make it with tools/compute_box_imagenet1k.py or ...22k.py")
-    index = cached("boxes", [path], VERSION, lambda: _flat(path))
+    index = cached(f"boxes{first_label}", [path], VERSION, lambda: _flat(path, first_label))
     found = PictureBoxes(path, index["first"], index["boxes"], index.get("labels"), index.get("sizes"))
     if len(found) != pictures:
         raise DataError(
@@ -73,14 +74,15 @@ def load_boxes(path: Path, pictures: int, source: Path) -> PictureBoxes:
     return found
 
 
-def _flat(path: Path) -> Arrays:
+def _flat(path: Path, first_label: int) -> Arrays:
     table = read_boxes(path)
     arrays: Arrays = {"first": table.first, "boxes": table.boxes}
     if table.labels is not None:
-        if (table.labels < 0).any():
-            picture = int(np.searchsorted(table.first, int(np.argmax(table.labels < 0)), side="right"))
-            raise DataError(f"{path}: picture {picture}: a label is below 0; they count from 0")
-        arrays["labels"] = table.labels + 1
+        below = table.labels < first_label
+        if below.any():
+            picture = int(np.searchsorted(table.first, int(np.argmax(below)), side="right"))
+            raise DataError(f"{path}: picture {picture}: a label is below {first_label}; they count from {first_label}")
+        arrays["labels"] = table.labels - first_label + 1
     return arrays if table.sizes is None else arrays | {"sizes": table.sizes}
 
 

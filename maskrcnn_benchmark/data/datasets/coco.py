@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from maskrcnn_benchmark.data.catalog import Entry
 from maskrcnn_benchmark.data.check import CocoAnnotations, read_annotations
@@ -101,10 +102,9 @@ class CocoDataset:
         Raises:
             PictureError: it is missing or damaged.
         """
-        image_id, _, size = self._images[index]
-        file = self.file(index)
+        image_id, file = self._images[index][0], self.file(index)
         try:
-            picture, note = read_picture(file, size)
+            picture, note = self._picture(index)
         except PictureError as error:
             raise PictureError(file, error.reason, about=f" (image id {image_id!r})") from None
         meta = self.meta(index, (picture.height, picture.width))
@@ -112,10 +112,18 @@ class CocoDataset:
         target = Target(torch.from_numpy(self._boxes[mine].copy()), torch.from_numpy(self._labels[mine].copy()), meta)
         return Sample(picture, meta, target, note)
 
+    def _picture(self, index: int) -> tuple[Image.Image, str]:
+        """The picture, and what is odd about it."""
+        return read_picture(self.file(index), self.size(index))
+
     def meta(self, index: int, orig_size: Size) -> ImageMeta:
         """What is known about a picture of (h, w) on disk."""
         image_id, file = self._images[index][0], str(self.file(index))
         return ImageMeta(image_id, size=orig_size, orig_size=orig_size, file=file, dataset=self.name)
+
+    def classes_of(self, index: int) -> np.ndarray:
+        """(K,) labels of the objects of a picture."""
+        return np.asarray(self._labels[self._first[index] : self._first[index + 1]])
 
     def file(self, index: int) -> Path:
         return self.folder / self._images[index][1]
@@ -141,7 +149,7 @@ class CocoDataset:
             )
         keep = np.flatnonzero(solid & ~data.crowd)
         order = keep[np.argsort(data.picture[keep], kind="stable")]
-        self._boxes, self._labels = boxes.numpy()[order], labels[order]
+        self._boxes, self._labels, self._ids = boxes.numpy()[order], labels[order], data.ids[order]
         self._first = np.searchsorted(data.picture[order], np.arange(len(data.images) + 1))
 
 

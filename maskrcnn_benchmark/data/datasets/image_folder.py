@@ -41,6 +41,8 @@ class ImageFolder(ClassPictures):
     def __init__(self, images: Path, annotations: Path, name: str = "", boxes: Path | None = None):
         self.folder = Path(images)
         listed = Path(annotations)
+        if not listed.exists():
+            raise DataError(f"{listed}: not there; give a folder with a folder of pictures for each class, or a JSON")
         if listed.is_dir():
             index = Index(_walk(listed))
         else:

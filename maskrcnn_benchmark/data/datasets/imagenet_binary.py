@@ -16,6 +16,7 @@ from maskrcnn_benchmark.data.check import refuse
 from maskrcnn_benchmark.data.datasets.class_pictures import ClassPictures, load_boxes
 from maskrcnn_benchmark.data.handle import Handle
 from maskrcnn_benchmark.data.index import Arrays, cached, pack
+from maskrcnn_benchmark.data.memory_copy import in_memory
 from maskrcnn_benchmark.data.pictures import PictureError, read_picture
 from maskrcnn_benchmark.errors import DataError
 
@@ -31,22 +32,33 @@ class ImageNetBinary(ClassPictures):
         split: "train" or "test".
         name: What the data set is called.
         boxes: File of the boxes in ``folder``; "": one around each picture.
+        first_label: Number of the first class in a ``.pth`` file of boxes.
+        memory: Read the pictures from a copy in memory (:func:`maskrcnn_benchmark.data.memory_copy.in_memory`).
 
     Raises:
-        DataError: a file is missing or broken, with line; or the boxes are of another number of pictures.
+        DataError: a file is missing or broken, with line; the boxes are of another number of pictures; or there is no
+            room for a copy.
     """
 
-    def __init__(self, folder: Path, split: str = "train", name: str = "", boxes: str = ""):
+    def __init__(
+        self,
+        folder: Path,
+        split: str = "train",
+        name: str = "",
+        boxes: str = "",
+        first_label: int = 0,
+        memory: bool = False,
+    ):
         self.binary = Path(folder) / f"{split}.binary"
         labels = Path(folder) / f"{split}.binary.label"
         for path in (self.binary, labels):
             if not path.is_file():
                 raise DataError(f"{path}: no such file; ImageNet in this form is {self.binary.name} and {labels.name}")
         index = cached("imagenet", [labels, self.binary], VERSION, lambda: _read(labels, self.binary.stat().st_size))
-        found = load_boxes(Path(folder) / boxes, len(index["labels"]), labels) if boxes else None
+        found = load_boxes(Path(folder) / boxes, len(index["labels"]), labels, first_label) if boxes else None
         names = {label: str(label - 1) for label in range(1, int(index["labels"].max(initial=0)) + 1)}
         super().__init__(name or f"imagenetcls_{split}", labels, index, names, found)
-        self._handle = Handle(self.binary)
+        self._handle = Handle(in_memory(self.binary) if memory else self.binary)
 
     def _file(self, row: int) -> Path:
         return self.binary

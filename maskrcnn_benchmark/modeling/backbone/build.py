@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -12,9 +12,10 @@ from maskrcnn_benchmark.errors import ConfigError
 from maskrcnn_benchmark.modeling.backbone.fpn import FPN, Top
 from maskrcnn_benchmark.modeling.backbone.fused import FIRST, LAST, FusedBackbone, SwinFpn
 from maskrcnn_benchmark.modeling.backbone.language import LanguageBackbone
-from maskrcnn_benchmark.modeling.backbone.resnet import BASIC_DEPTHS, DEPTHS, ResNet, ResNetFpn
+from maskrcnn_benchmark.modeling.backbone.resnet import BASIC_DEPTHS, DEPTHS, BodyFpn, ResNet
 from maskrcnn_benchmark.modeling.backbone.swin import SwinTransformer, TextFusion
 from maskrcnn_benchmark.modeling.backbone.timm_body import PREFIX, build_timm_body
+from maskrcnn_benchmark.modeling.backbone.trunk import RESNETS, SWIN, TIMM, build_trunk
 from maskrcnn_benchmark.modeling.registry import Registry
 from maskrcnn_benchmark.text.encoder import TEXT_MODELS, TextConfig, TextEncoder
 
@@ -41,18 +42,26 @@ def build_swin_fpn(cfg: Cfg) -> SwinFpn:
 
 
 @BACKBONES.register(*(f"R-{layers}-FPN" for layers in DEPTHS))
-def build_resnet_fpn(cfg: Cfg) -> ResNetFpn:
+def build_resnet_fpn(cfg: Cfg) -> BodyFpn:
     """ResNet and P2..P6, for detectors with a second stage."""
     body = _resnet(cfg)
-    return ResNetFpn(body, FPN(body.channels, cfg.MODEL.RESNETS.BACKBONE_OUT_CHANNELS, first=1, top="max pool"))
+    return BodyFpn(body, FPN(body.channels, cfg.MODEL.RESNETS.BACKBONE_OUT_CHANNELS, first=1, top="max pool"))
 
 
 @BACKBONES.register(*(f"R-{layers}-FPN-RETINANET" for layers in DEPTHS))
-def build_resnet_retinanet(cfg: Cfg) -> ResNetFpn:
+def build_resnet_retinanet(cfg: Cfg) -> BodyFpn:
     """ResNet and P3..P7."""
     body = _resnet(cfg)
     top: Top = "P6P7 of C5" if cfg.MODEL.RETINANET.USE_C5 else "P6P7"
-    return ResNetFpn(body, FPN(body.channels[1:], cfg.MODEL.RESNETS.BACKBONE_OUT_CHANNELS, top=top))
+    return BodyFpn(body, FPN(body.channels[1:], cfg.MODEL.RESNETS.BACKBONE_OUT_CHANNELS, top=top))
+
+
+@BACKBONES.register(*(f"{body}-FPN-P6P7" for body in (TIMM, SWIN, *RESNETS)))
+def build_p6p7(cfg: Cfg) -> BodyFpn:
+    """A body of DECOLA's and P3..P7, for CenterNet2."""
+    body = build_trunk(cfg)
+    channels: Sequence[int] = body.channels[-3:]  # type: ignore[assignment,index]
+    return BodyFpn(body, FPN(channels, cfg.MODEL.BACKBONE.OUT_CHANNELS))
 
 
 def build_mdetr_body(cfg: Cfg) -> nn.Module:

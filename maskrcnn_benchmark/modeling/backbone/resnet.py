@@ -165,10 +165,10 @@ class ResNet(nn.Module):
         return maps
 
 
-class ResNetFpn(nn.Module):
-    """ResNet and a feature pyramid of its last maps, as many as the pyramid takes."""
+class BodyFpn(nn.Module):
+    """A body and a feature pyramid of its last maps, as many as the pyramid takes."""
 
-    def __init__(self, body: ResNet, fpn: FPN) -> None:
+    def __init__(self, body: nn.Module, fpn: FPN) -> None:
         super().__init__()
         self.body, self.fpn = body, fpn
 

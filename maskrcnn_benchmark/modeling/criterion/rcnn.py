@@ -7,7 +7,7 @@ float32 at least, also under autocast.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -40,6 +40,16 @@ class Sampled:
     boxes: Tensor  # (S, 4) xyxy
     labels: Tensor  # (S,) int64, 0: background
     truth: Tensor  # (S, 4) xyxy of its object; of no meaning for background
+    owner: Tensor  # (S,) int64, the number of its object; below 0 for background
+
+    def __getitem__(self, keep: Tensor) -> Sampled:
+        """The boxes that a bool mask (S,) or an index (M,) chooses."""
+        return Sampled(self.boxes[keep], self.labels[keep], self.truth[keep], self.owner[keep])
+
+    @classmethod
+    def cat(cls, parts: Sequence[Sampled]) -> Sampled:
+        """Those of several pictures."""
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
 
 class RpnCriterion:
@@ -115,14 +125,17 @@ class BoxCriterion:
     @torch.no_grad()
     def sample(self, proposals: Tensor, target: Target) -> Sampled:
         """A draw of a picture's proposals (P, 4) and objects, in this order."""
-        truth = target.boxes.to(proposals.dtype)
-        boxes = torch.cat((proposals, truth))
+        all_of_them = self.label(torch.cat((proposals, target.boxes.to(proposals.dtype))), target)
+        positive, negative = balanced_sample(all_of_them.labels, self.sampling.count, self.sampling.positive_fraction)
+        return all_of_them[torch.cat((positive, negative)).sort().values]
+
+    @torch.no_grad()
+    def label(self, boxes: Tensor, target: Target) -> Sampled:
+        """All of a picture's boxes (P, 4); those that are neither object nor background are :data:`IGNORED`."""
+        truth = target.boxes.to(boxes.dtype)
         matches = match(iou(truth, boxes, self.plus_one), self.sampling.foreground, self.sampling.background)
-        labels = labels_of(matches, target)
-        positive, negative = balanced_sample(labels, self.sampling.count, self.sampling.positive_fraction)
-        chosen = torch.cat((positive, negative)).sort().values
-        owned = truth[matches[chosen].clamp(min=0)] if len(truth) else boxes[chosen]
-        return Sampled(boxes[chosen], labels[chosen], owned)
+        owned = truth[matches.clamp(min=0)] if len(truth) else boxes
+        return Sampled(boxes, labels_of(matches, target), owned, matches)
 
     def box_loss(self, deltas: Tensor, sampled: Sampled) -> Tensor:
         """Sum over P sampled objects, whose (P, 4) deltas are given."""

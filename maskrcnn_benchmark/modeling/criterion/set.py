@@ -19,7 +19,7 @@ from maskrcnn_benchmark.modeling.assign.hungarian import HungarianMatcher, Pairs
 from maskrcnn_benchmark.modeling.heads.outputs import QueryOutputs
 from maskrcnn_benchmark.modeling.interface import ALONE, Losses, Peers
 from maskrcnn_benchmark.structures import Target
-from maskrcnn_benchmark.structures.boxes import cxcywh_to_xyxy, giou, xyxy_to_cxcywh
+from maskrcnn_benchmark.structures.boxes import cxcywh_to_xyxy, giou_of_pairs, xyxy_to_cxcywh
 
 BATCHWISE = ("contrastive_loss",)  # not of single queries: has no part for earlier layers
 MASKS = ("loss_mask", "loss_dice")  # of the last layer alone
@@ -112,7 +112,7 @@ class SetCriterion:
         logits, boxes = _full(outputs.logits[layer]), _full(outputs.boxes[layer])
         tokens = objects.tokens[pairs.target]
         own, true = boxes[pairs.picture, pairs.query], objects.boxes[pairs.target]
-        overlap = giou(cxcywh_to_xyxy(own), cxcywh_to_xyxy(true)).diagonal()
+        overlap = giou_of_pairs(cxcywh_to_xyxy(own), cxcywh_to_xyxy(true))
         sums = {
             "loss_ce": self._tokens(logits, pairs, tokens),
             "loss_bbox": (own - true).abs().sum(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from torch import Tensor, nn
@@ -18,11 +18,11 @@ from maskrcnn_benchmark.modeling.backbone.build import build_mdetr_body, text_co
 from maskrcnn_benchmark.modeling.criterion.set import SetCriterion
 from maskrcnn_benchmark.modeling.detectors import DETECTORS
 from maskrcnn_benchmark.modeling.heads.outputs import QueryOutputs
-from maskrcnn_benchmark.modeling.heads.query_decode import Answers, find_objects, find_phrases
+from maskrcnn_benchmark.modeling.heads.query_decode import Answers, find_objects, find_phrases, own_words
 from maskrcnn_benchmark.modeling.interface import ALONE, Batch, Detector, ImageState, Losses, Peers, TextState
 from maskrcnn_benchmark.modeling.transformer.mdetr import Memory, TextFeatures, Transformer
 from maskrcnn_benchmark.structures import Detections, ImageBatch, ImageMeta, Prompt, TextBatch
-from maskrcnn_benchmark.structures.prompt import ANYTHING
+from maskrcnn_benchmark.structures.prompt import ANYTHING, OWN_WORDS
 from maskrcnn_benchmark.text.encoder import PooledTextEncoder
 from maskrcnn_benchmark.text.positive_map import WIDTH
 
@@ -158,7 +158,8 @@ class Mdetr(Detector):
 
         A prompt without entities asks for all that its text speaks of: a box per query, labelled 1. A prompt with
         entities asks for each of them: for each of its ids a box per query; a first one with the id 0 stands for all
-        that the text speaks of.
+        that the text speaks of. Where the first id is :data:`OWN_WORDS`, there is a box per query, called by the words
+        that the query speaks of; boxes with the same words have one label, from 1, the best first.
 
         Args:
             image: B pictures.
@@ -199,6 +200,8 @@ def find(logits: Tensor, boxes: Tensor, meta: ImageMeta, prompt: Prompt, tokens:
     """What the queries (Q, C), (Q, 4) of a picture found of its prompt; ``tokens`` (K, T) are those of the entities."""
     if not len(prompt):
         return find_objects(logits, boxes, meta)
+    if prompt.ids[0] == OWN_WORDS:
+        return with_words(find_objects(logits, boxes, meta), own_words(logits, tokens[1:]), prompt)
     if prompt.ids[0] != ANYTHING:
         return find_phrases(logits, boxes, meta, tokens, prompt.ids)
     found = [find_objects(logits, boxes, meta, label=ANYTHING)]
@@ -207,9 +210,33 @@ def find(logits: Tensor, boxes: Tensor, meta: ImageMeta, prompt: Prompt, tokens:
     return Answers.cat(found)
 
 
+def with_words(found: Answers, chosen: Tensor, prompt: Prompt) -> Answers:
+    """Answers of Q queries called by the words that each chose, (Q, W) bool; the prompt is one of :data:`OWN_WORDS`."""
+    texts = [words_of(prompt, row) for row in chosen.tolist()]
+    numbers: dict[str, int] = {}
+    for query in found.scores.argsort(descending=True, stable=True).tolist():
+        numbers.setdefault(texts[query], len(numbers) + 1)
+    labels = found.labels.new_tensor([numbers[text] for text in texts])
+    return replace(found, labels=labels, names={number: text for text, number in numbers.items()})
+
+
+def words_of(prompt: Prompt, chosen: Sequence[bool]) -> str:
+    """The chosen ones of the words that a prompt of :data:`OWN_WORDS` has; dots stand for words between them."""
+    spans = [span for (span,) in prompt.spans[1:]]
+    if not spans:
+        return prompt.text
+    runs: list[list[int]] = []
+    for word in (number for number, own in enumerate(chosen) if own):
+        if runs and runs[-1][1] == word - 1:
+            runs[-1][1] = word
+        else:
+            runs.append([word, word])
+    return " … ".join(prompt.text[spans[first][0] : spans[last][1]] for first, last in runs)
+
+
 def detections(found: Answers, meta: ImageMeta, prompt: Prompt, masks: Tensor | None = None) -> Detections:
     """On the CPU; ``masks`` (Q, h, w) are those of the queries."""
-    names = {label: prompt.name(entity) for entity, label in enumerate(prompt.ids)} or {1: prompt.text}
+    names = found.names or {label: prompt.name(entity) for entity, label in enumerate(prompt.ids)} or {1: prompt.text}
     own = None if masks is None else masks.cpu()[found.query.cpu()]
     boxes, scores = found.boxes.cpu().float(), found.scores.cpu().float()
     return Detections(boxes, scores, found.labels.cpu(), meta, own, names)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from maskrcnn_benchmark.structures import ImageMeta
 from maskrcnn_benchmark.structures.boxes import cxcywh_to_xyxy
 
 Size = tuple[int, int]
+NEAR = 0.25  # part of the probability of a query's likeliest word that its other words have at least
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,17 @@ class Answers:
     scores: Tensor  # (K,)
     labels: Tensor  # (K,) int64
     query: Tensor  # (K,) int64, whose answer it is
+    names: Mapping[int, str] | None = None  # label -> words, where each query chose its own
 
     @classmethod
     def cat(cls, parts: Sequence[Answers]) -> Answers:
         """Those of several questions."""
-        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+        return cls(
+            torch.cat([part.boxes for part in parts]),
+            torch.cat([part.scores for part in parts]),
+            torch.cat([part.labels for part in parts]),
+            torch.cat([part.query for part in parts]),
+        )
 
 
 def object_scores(logits: Tensor) -> Tensor:
@@ -63,6 +70,23 @@ def find_phrases(logits: Tensor, boxes: Tensor, meta: ImageMeta, tokens: Tensor,
     number = torch.arange(queries, device=logits.device).repeat(phrases)
     labels = torch.tensor(ids, device=logits.device).repeat_interleave(queries)
     return Answers(_on_disk(boxes, meta)[number], scores.flatten(), labels, number)
+
+
+def own_words(logits: Tensor, tokens: Tensor) -> Tensor:
+    """The words that each query speaks of: the likeliest one, and those that come near it.
+
+    Args:
+        logits: (Q, C).
+        tokens: (W, T) bool, those of each word.
+
+    Returns:
+        (Q, W) bool.
+    """
+    if not len(tokens):
+        return tokens.new_zeros(len(logits), 0)
+    probabilities = logits.softmax(-1)[:, None, : tokens.shape[1]]
+    words = (probabilities * tokens[:, : probabilities.shape[2]]).amax(-1)
+    return words >= NEAR * words.amax(1, keepdim=True)
 
 
 def masks_on_disk(logits: Tensor, padded: Size, meta: ImageMeta) -> Tensor:

@@ -31,8 +31,9 @@ class Pooler(nn.Module):
         sampling_ratio: Samples per cell and axis.
         canonical_size: Side in pixels of a box that belongs to ``canonical_level`` (whose scale is 1 / 2^level).
         canonical_level: See there.
-        plus_one: Both border pixels count for the size of a box. They never do for ROIAlign, which is the first
-            version, without the shift by half a pixel.
+        plus_one: Both border pixels count for the size of a box; they never do for ROIAlign.
+        aligned: ROIAlign of detectron2, shifted by half a pixel; otherwise the first version.
+        eps: Added to the size of a box, in units of the canonical one.
     """
 
     def __init__(
@@ -43,8 +44,11 @@ class Pooler(nn.Module):
         canonical_size: float = 224,
         canonical_level: int = 4,
         plus_one: bool = True,
+        aligned: bool = False,
+        eps: float = 1e-6,
     ) -> None:
         super().__init__()
+        self.aligned, self.eps = aligned, eps
         self.resolution, self.scales, self.sampling_ratio = resolution, tuple(scales), sampling_ratio
         self.canonical_size, self.canonical_level, self.plus_one = canonical_size, canonical_level, plus_one
         self.finest = round(-math.log2(self.scales[0]))
@@ -52,7 +56,7 @@ class Pooler(nn.Module):
     def levels(self, boxes: Tensor) -> Tensor:
         """(R, 4) -> (R,) int64, 0 for the finest map."""
         side = geometry.area(boxes, self.plus_one).clamp(min=0).sqrt()
-        level = torch.floor(self.canonical_level + torch.log2(side / self.canonical_size + 1e-6))
+        level = torch.floor(self.canonical_level + torch.log2(side / self.canonical_size + self.eps))
         return (level - self.finest).clamp(0, len(self.scales) - 1).long()
 
     def forward(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
@@ -63,7 +67,8 @@ class Pooler(nn.Module):
         out = maps[0].new_zeros(len(rois), maps[0].shape[1], self.resolution, self.resolution)
         for number, scale in enumerate(self.scales):
             rows = (level == number).nonzero().squeeze(1)
-            out[rows] = roi_align(maps[number], rois[rows], self.resolution, scale, self.sampling_ratio)
+            where = (self.resolution, scale, self.sampling_ratio, self.aligned)
+            out[rows] = roi_align(maps[number], rois[rows], *where)
         return out
 
 
@@ -192,18 +197,13 @@ class BoxHead(nn.Module):
         """Losses of a draw of each picture's proposals and objects."""
         parts = [self.criterion.sample(p.boxes, target) for p, target in zip(proposals, targets, strict=True)]
         x = self.feature_extractor(maps, [part.boxes for part in parts])
-        labels = torch.cat([part.labels for part in parts])
-        objects = (labels > 0).nonzero().squeeze(1)
-        sampled = Sampled(
-            torch.cat([part.boxes for part in parts])[objects],
-            labels[objects],
-            torch.cat([part.truth for part in parts])[objects],
-        )
-        deltas = self.predictor.deltas_of(x[objects], sampled.labels)
-        count = max(1, len(labels))
+        sampled = Sampled.cat(parts)
+        objects = (sampled.labels > 0).nonzero().squeeze(1)
+        deltas = self.predictor.deltas_of(x[objects], sampled.labels[objects])
+        count = max(1, len(sampled.labels))
         return {
-            "loss_classifier": self.predictor.class_loss(x, labels) / count,
-            "loss_box_reg": self.criterion.box_loss(deltas, sampled) / count,
+            "loss_classifier": self.predictor.class_loss(x, sampled.labels) / count,
+            "loss_box_reg": self.criterion.box_loss(deltas, sampled[objects]) / count,
         }
 
     @torch.no_grad()

@@ -1,0 +1,199 @@
+"""Keys of detectron2, Detic and DECOLA that are called otherwise here, so that files made for DECOLA load unchanged.
+
+Only for the architectures of :mod:`~maskrcnn_benchmark.config.defaults.decola`. Each key was looked up in the original
+(https://github.com/janghyuncho/DECOLA).
+"""
+
+from __future__ import annotations
+
+from maskrcnn_benchmark.config.aliases import Alias, Fixed, Mapped, NoEffect, Renamed, all_of
+
+ARCHITECTURES = {
+    "DECOLA_DeformableDETR": "DecolaDeformableDETR",
+    "DeformableDetr": "DeformableDETR",
+    "CustomRCNN": "CenterNet2RCNN",
+}
+"""Values of ``MODEL.META_ARCHITECTURE`` in released files -> what they are called here."""
+
+_DETR, _ZERO_SHOT, _FED, _WEAK = "MODEL.DEFORMABLE_DETR", "MODEL.ZEROSHOT_CLS", "MODEL.FED_LOSS", "MODEL.IMAGE_LABEL"
+_SELF_LABEL = "MODEL.DECOLA.SELF_LABEL"
+
+_RENAMED = {
+    "MODEL.WEIGHTS": "MODEL.WEIGHT",
+    "MODEL.PIXEL_MEAN": "INPUT.PIXEL_MEAN",
+    "MODEL.PIXEL_STD": "INPUT.PIXEL_STD",
+    "MODEL.BACKBONE.FREEZE_AT": "MODEL.BACKBONE.FREEZE_CONV_BODY_AT",
+    "MODEL.SWIN.SIZE": "MODEL.SWINT.SIZE",
+    "MODEL.SWIN.OUT_FEATURES": "MODEL.SWINT.OUT_FEATURES",
+    "MODEL.SWIN.USE_CHECKPOINT": "MODEL.BACKBONE.USE_CHECKPOINT",
+    **{
+        f"MODEL.DETR.{name}": f"{_DETR}.{name}"
+        for name in (
+            *("NUM_CLASSES", "HIDDEN_DIM", "NHEADS", "ENC_LAYERS", "DEC_LAYERS", "DIM_FEEDFORWARD", "DROPOUT"),
+            *("NUM_FEATURE_LEVELS", "NUM_OBJECT_QUERIES", "TWO_STAGE", "WITH_BOX_REFINE", "LOOK_FORWARD_TWICE"),
+            *("MIXED_SELECTION", "DEEP_SUPERVISION"),
+        )
+    },
+    "MODEL.DETR.CLS_WEIGHT": f"{_DETR}.LOSS.CLS",
+    "MODEL.DETR.L1_WEIGHT": f"{_DETR}.LOSS.L1",
+    "MODEL.DETR.GIOU_WEIGHT": f"{_DETR}.LOSS.GIOU",
+    "MODEL.DETR.FOCAL_ALPHA": f"{_DETR}.LOSS.FOCAL_ALPHA",
+    "MODEL.DETR.WEAK_WEIGHT": f"{_WEAK}.WEIGHT",
+    "MODEL.DETR.ORACLE_EVALUATION": "TEST.CONDITIONED.USE_GT_NAMES",
+    "MODEL.DETR.USE_ADAPTIVE_NUM_QUERY_FOR_EVALUATION": "TEST.CONDITIONED.ADAPTIVE_QUERIES",
+    "MODEL.DETR.PER_CLASS_NUM_QUERY": "TEST.CONDITIONED.QUERIES_PER_CLASS",
+    "MODEL.DETR.TEST_SCORE_THRESHOLD": "TEST.SCORE_THRESH",
+    **{
+        f"MODEL.{group}.{old}": new
+        for group in ("DETR", "ROI_BOX_HEAD")
+        for old, new in {
+            "USE_ZEROSHOT_CLS": f"{_ZERO_SHOT}.ENABLED",
+            "ZEROSHOT_WEIGHT_PATH": f"{_ZERO_SHOT}.WEIGHT_PATH",
+            "ZEROSHOT_WEIGHT_DIM": f"{_ZERO_SHOT}.DIM",
+            "NORM_WEIGHT": f"{_ZERO_SHOT}.NORM_WEIGHT",
+            "NORM_TEMP": f"{_ZERO_SHOT}.NORM_TEMP",
+            "USE_BIAS": f"{_ZERO_SHOT}.BIAS_INIT",
+            "USE_FED_LOSS": f"{_FED}.ENABLED",
+            "IMAGE_LABEL_LOSS": f"{_WEAK}.LOSS",
+        }.items()
+    },
+    "MODEL.DECOLA.USE_PROMPT_EMBED_BIAS": "MODEL.DECOLA.PROMPT_BIAS",
+    "MODEL.DECOLA.PER_PROMPT_TOPK": "MODEL.DECOLA.QUERIES_PER_PROMPT",
+    "MODEL.DECOLA.FIRST_STAGE_ENC_LOSS_PER_PROMPT_TOPK": "MODEL.DECOLA.ENC_LOSS_TOPK",
+    "MODEL.DECOLA.USE_PIXEL_FEATURE_AS_QUERY": "MODEL.DECOLA.PIXEL_QUERY",
+    "MODEL.DECOLA.USE_PROMPT_EMBED_AS_QUERY": "MODEL.DECOLA.PROMPT_QUERY",
+    "MODEL.DECOLA.PROB_A_OBJECT": "MODEL.DECOLA.PROB_OBJECT_PROMPT",
+    "MODEL.DECOLA.FIRST_STAGE_EMBED_NORM": "MODEL.DECOLA.NORM_FIRST_STAGE",
+    "MODEL.DECOLA.SECOND_STAGE_EMBED_NORM": "MODEL.DECOLA.NORM_SECOND_STAGE",
+    "MODEL.DECOLA.APPLY_LOSS_ONLY_WITHIN_IMAGE": "MODEL.DECOLA.LOSS_WITHIN_IMAGE",
+    "MODEL.DECOLA.FED_FREQ_WEIGHT": f"{_FED}.FREQ_POWER",
+    "MODEL.DECOLA.ZS_WEIGHT_PATH": f"{_ZERO_SHOT}.WEIGHT_PATH",
+    "MODEL.DECOLA.ZS_OBJECT_WEIGHT_PATH": f"{_ZERO_SHOT}.OBJECT_WEIGHT_PATH",
+    "MODEL.DECOLA.ZS_WEIGHT_DIM": f"{_ZERO_SHOT}.DIM",
+    "MODEL.DECOLA.TEST_CLASS_CONDITIONED": "TEST.CONDITIONED.ENABLED",
+    "MODEL.DECOLA.ORACLE_EVALUATION": "TEST.CONDITIONED.USE_GT_NAMES",
+    "MODEL.DECOLA.TEST_SCORE_THRESHOLD": "TEST.SCORE_THRESH",
+    "MODEL.DECOLA.WEAK_LOSS_PSEUDO_TYPE": f"{_SELF_LABEL}.SELECT",
+    "MODEL.DECOLA.USE_PSEUDO_LABELING_FOR_WEAK_LOSS": f"{_SELF_LABEL}.ENABLED",
+    "MODEL.DECOLA.PSEUDO_LOSS_MIN_SIZE_LIMIT": f"{_SELF_LABEL}.MIN_AREA",
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "MODEL.ROI_HEADS.SCORE_THRESH",
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST": "MODEL.ROI_HEADS.NMS",
+    "MODEL.ROI_BOX_HEAD.FC_DIM": "MODEL.ROI_BOX_HEAD.MLP_HEAD_DIM",
+    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": "MODEL.CLS_AGNOSTIC_BBOX_REG",
+    "MODEL.ROI_BOX_HEAD.CAT_FREQ_PATH": f"{_FED}.CAT_FREQ_PATH",
+    "MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CAT": f"{_FED}.NUM_CLASSES",
+    "MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT": f"{_FED}.FREQ_POWER",
+    "MODEL.ROI_BOX_HEAD.IMAGE_LOSS_WEIGHT": f"{_WEAK}.WEIGHT",
+    "MODEL.ROI_BOX_HEAD.WS_NUM_PROPS": f"{_WEAK}.NUM_PROPOSALS",
+    "MODEL.ROI_BOX_HEAD.ADD_IMAGE_BOX": f"{_WEAK}.ADD_IMAGE_BOX",
+    "MODEL.ROI_BOX_HEAD.IMAGE_BOX_SIZE": f"{_WEAK}.IMAGE_BOX_SIZE",
+    "WITH_IMAGE_LABELS": "DATASETS.WITH_IMAGE_LABELS",
+    "GEN_PSEDO_LABELS": "TEST.SELF_LABEL.ENABLED",
+    "TEST.PREDICTION_SAVE_FILENAME": "TEST.SELF_LABEL.OUTPUT",
+    "TEST.DETECTIONS_PER_IMAGE": "TEST.DETECTIONS_PER_IMG",
+    "TEST.DETECTIONS_PER_CLASS_IMAGE": "TEST.DETECTIONS_PER_CLASS",
+    "TEST.BATCH_SIZE": "TEST.IMS_PER_BATCH",
+    "TEST.EVAL_PERIOD": "SOLVER.TEST_PERIOD",
+    "DATALOADER.PSEUDO_LABEL_TRAINING_SCORE_THRES": "DATALOADER.PSEUDO_SCORE_THRESH",
+    "INPUT.CUSTOM_AUG": "INPUT.AUG",
+    "INPUT.CROP.SIZE": "AUGMENT.CROP_SIZES",
+    "SOLVER.BACKBONE_MULTIPLIER": "SOLVER.BACKBONE_BODY_LR_FACTOR",
+    "SOLVER.CUSTOM_MULTIPLIER": "SOLVER.CUSTOM_LR_FACTOR",
+    "SOLVER.CUSTOM_MULTIPLIER_NAME": "SOLVER.CUSTOM_LR_NAMES",
+    "SOLVER.AMP.ENABLED": "SOLVER.USE_AMP",
+    "FP16": "SOLVER.USE_AMP",
+    "FIND_UNUSED_PARAM": "SOLVER.FIND_UNUSED_PARAMETERS",
+    "SEED": "SOLVER.SEED",
+}
+
+_BODIES = {
+    "build_resnet_backbone": "R-50",
+    "build_timm_backbone": "TIMM-R50-IN21K",
+    "build_swintransformer_backbone": "SWIN",
+    "build_p67_timm_fpn_backbone": "TIMM-R50-IN21K-FPN-P6P7",
+    "build_swintransformer_fpn_backbone": "SWIN-FPN-P6P7",
+}
+_SAMPLERS = {
+    "TrainingSampler": "shared",
+    "RepeatFactorTrainingSampler": "repeat_factor",
+    "MultiDatasetSampler": "multi_dataset",
+}
+_MAPPED: dict[str, Alias] = {
+    "MODEL.BACKBONE.NAME": Mapped("MODEL.BACKBONE.CONV_BODY", _BODIES),
+    "MODEL.DECOLA.NO_BOX_LOSS_FOR_PSEUDO_LABELS": Mapped(f"{_SELF_LABEL}.BOX_LOSS", {"True": False, "False": True}),
+    "DATALOADER.SAMPLER_TRAIN": Mapped("DATALOADER.SAMPLER", _SAMPLERS),
+    "INPUT.CROP.ENABLED": Mapped("AUGMENT.CROP_PROB_TRAIN", {"True": 0.5, "False": 0.0}),
+    "INPUT.RANDOM_FLIP": Mapped("AUGMENT.FLIP_PROB_TRAIN", {"horizontal": 0.5, "none": 0.0}),
+    "SOLVER.LR_SCHEDULER_NAME": Mapped("SOLVER.USE_COSINE", {"WarmupCosineLR": True, "WarmupMultiStepLR": False}),
+    "EVAL_AP_FIX": Mapped("DATASETS.LVIS_USE_NORMAL_AP", {"True": False, "False": True}),
+    **{
+        f"MODEL.DECOLA.USE_{part}_CHECKPOINT": Mapped(f"{_DETR}.USE_CHECKPOINT", {"True": True, "False": False})
+        for part in ("ENCODER", "DECODER")
+    },
+}
+
+_UNREAD = NoEffect("nothing reads it")
+_DEBUG = NoEffect("a debugging option")
+_BY_BODY = NoEffect("MODEL.BACKBONE.CONV_BODY says it")
+_PROPOSALS = NoEffect("only proposals are made, which have no classes")
+_VARIANT = "no released network has it"
+_CAPTION = "no released network learns from captions"
+
+_NO_EFFECT: dict[str, Alias] = {
+    **all_of(_UNREAD, "MODEL.DETR", "FROZEN_WEIGHTS NO_OBJECT_WEIGHT PRE_NORM NUM_CLASSES_LIST USE_FED_LOSS_LIST"),
+    **all_of(_UNREAD, "MODEL.DETR", "IGNORE_ZERO_CATS CAT_FREQ_PATH"),
+    **all_of(_UNREAD, "MODEL.DECOLA", "WITH_IMAGE_LABELS OFFLINE_PSEUDO_LABELER_PATH ZS_WEIGHT_PATH_LIST"),
+    **all_of(_UNREAD, "MODEL", "DATASET_LOSS_WEIGHT NUM_SAMPLE_CATS CAP_BATCH_RATIO SYNC_CAPTION_BATCH"),
+    **all_of(_BY_BODY, "MODEL", "DETR.IN_FEATURES FPN.IN_FEATURES RESNETS.OUT_FEATURES ROI_HEADS.IN_FEATURES"),
+    **all_of(NoEffect("of another detector"), "MODEL", "BIFPN DLA ANCHOR_GENERATOR RPN RETINANET KEYPOINT_ON"),
+    **all_of(_PROPOSALS, "MODEL.CENTERNET", "NUM_CLASSES NUM_CLS_CONVS IN_FEATURES MORE_POS_THRESH MORE_POS_TOPK"),
+    **all_of(NoEffect("of captions"), "MODEL.ROI_BOX_HEAD", "CAPTION_WEIGHT NEG_CAP_WEIGHT EQL_FREQ_CAT"),
+    "MODEL.ROI_HEADS.IOU_THRESHOLDS": NoEffect("MODEL.ROI_BOX_CASCADE_HEAD.IOUS counts"),
+    **all_of(NoEffect("of another augmentation"), "INPUT", "IMAGE_SIZE MIN_SCALE MAX_SCALE TEST_SIZE"),
+    **all_of(NoEffect("of classifiers for several test sets"), "MODEL", "TEST_CLASSIFIERS TEST_NUM_CLASSES"),
+    **all_of(_UNREAD, "SOLVER", "RESET_ITER TRAIN_ITER"),
+    "DATALOADER.USE_TAR_DATASET": NoEffect("the kind of a data set says it"),
+    "DATALOADER.ASPECT_RATIO_GROUPING_TEST": _UNREAD,
+    "TEST.JUST_STORE_PREDICTIONS": NoEffect("TEST.SELF_LABEL.ENABLED stores predictions instead of scoring them"),
+    **dict.fromkeys(("DEBUG", "SAVE_DEBUG", "SAVE_DEBUG_PATH", "SAVE_PTH", "SAVE_VIS", "VIS_THRESH"), _DEBUG),
+    **dict.fromkeys(("DEBUG_SHOW_NAME", "IS_DEBUG", "QUICK_DEBUG"), _DEBUG),
+    "VERSION": NoEffect("of detectron2's files"),
+    "CUDNN_BENCHMARK": NoEffect("of detectron2's engine"),
+}
+
+_TARS = "the data set's tar_files and tar_index say it, in DATASETS.REGISTER"
+_FIXED: dict[str, Alias] = {
+    "MODEL.PROPOSAL_GENERATOR.NAME": Fixed("CenterNet", _VARIANT),
+    "MODEL.ROI_HEADS.NAME": Fixed("DeticCascadeROIHeads", _VARIANT),
+    "MODEL.ROI_BOX_HEAD.NAME": Fixed("FastRCNNConvFCHead", _VARIANT),
+    "MODEL.ROI_BOX_HEAD.NUM_FC": Fixed(2, _VARIANT),
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": Fixed("ROIAlignV2", _VARIANT),
+    **all_of(Fixed(False, _VARIANT), "MODEL.ROI_BOX_HEAD", "USE_EQL_LOSS IGNORE_ZERO_CATS WITH_SOFTMAX_PROP"),
+    **all_of(Fixed(False, _CAPTION), "MODEL.ROI_BOX_HEAD", "ADD_FEATURE_TO_PROP SOFTMAX_WEAK_LOSS"),
+    **all_of(Fixed(False, _CAPTION), "MODEL", "WITH_CAPTION DYNAMIC_CLASSIFIER"),
+    "MODEL.RESET_CLS_TESTS": Fixed(False, "give a model other names instead"),
+    "MODEL.ROI_MASK_HEAD.NAME": Fixed("MaskRCNNConvUpsampleHead", _VARIANT),
+    **all_of(Fixed(False, _VARIANT), "MODEL.CENTERNET", "CENTER_NMS USE_DEFORMABLE AS_PROPOSAL MORE_POS NOT_NMS"),
+    "MODEL.CENTERNET.NO_REDUCE": Fixed(False, _VARIANT),
+    **all_of(Fixed(True, _VARIANT), "MODEL.CENTERNET", "WITH_AGN_HM ONLY_PROPOSAL NOT_NORM_REG"),
+    "MODEL.CENTERNET.NORM": Fixed("GN", _VARIANT),
+    "MODEL.CENTERNET.LOC_LOSS_TYPE": Fixed("giou", _VARIANT),
+    "MODEL.CENTERNET.NUM_SHARE_CONVS": Fixed(0, _VARIANT),
+    "MODEL.RESNETS.DEPTH": Fixed(50, "MODEL.BACKBONE.CONV_BODY says it, such as R-101"),
+    "MODEL.RESNETS.STRIDE_IN_1X1": Fixed(False, _VARIANT),
+    "MODEL.TIMM.OUT_LEVELS": Fixed((3, 4, 5), _VARIANT),
+    "MODEL.TIMM.NORM": Fixed("FrozenBN", _VARIANT),
+    "MODEL.TIMM.PRETRAINED": Fixed(False, "give the weights to begin with in MODEL.WEIGHT"),
+    "INPUT.CROP.TYPE": Fixed("absolute_range", _VARIANT),
+    "INPUT.TEST_INPUT_TYPE": Fixed("default", _VARIANT),
+    "INPUT.NOT_CLAMP_BOX": Fixed(False, _VARIANT),
+    "SOLVER.USE_CUSTOM_SOLVER": Fixed(True, _VARIANT),
+    "SOLVER.CLIP_GRADIENTS.NORM_TYPE": Fixed(2.0, _VARIANT),
+    "SOLVER.WARMUP_METHOD": Fixed("linear", _VARIANT),
+    "DATALOADER.MULTI_DATASET_GROUPING": Fixed(True, "each batch of multi_dataset is of one set"),
+    "DATALOADER.TARFILE_PATH": Fixed("datasets/imagenet/metadata-22k/tar_files.npy", _TARS),
+    "DATALOADER.TAR_INDEX_DIR": Fixed("datasets/imagenet/metadata-22k/tarindex_npy", _TARS),
+    **{key: Fixed(False, _VARIANT) for key in ("EVAL_PRED_AR", "EVAL_PROPOSAL_AR", "EVAL_CAT_SPEC_AR")},
+}
+
+TABLE: dict[str, Alias] = {**{old: Renamed(new) for old, new in _RENAMED.items()}, **_MAPPED, **_NO_EFFECT, **_FIXED}
