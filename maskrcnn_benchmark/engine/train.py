@@ -209,7 +209,7 @@ def _go_on(run: Training, journal: Journal) -> bool:
 def _data_facts(run: Training) -> list[int]:
     """What the place in the data follows from, beside the number of steps."""
     plan = run.data.plan
-    return [run.data.seed, plan.samples, plan.batch_size, run.plan.accumulation]
+    return [run.data.seed, plan.samples, plan.batch_size, run.plan.accumulation, plan.batches, plan.parts, *plan.sizes]
 
 
 def _step(run: Training, model: torch.nn.Module, batches: Iterator[Batch], journal: Journal) -> dict[str, float]:

@@ -141,6 +141,11 @@ def test_networks_that_are_not_offered(tmp_path: Path) -> None:
         make("baseline", tmp_path, MODEL__SWINT__SIZE="XXL")
 
 
+def test_stages_that_take_embeddings_differently_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"NORM_SECOND_STAGE True \(.*NORM_FIRST_STAGE is False: give both the same"):
+        build_detector(narrow_cfg("phase 1", tmp_path, MODEL__DECOLA__NORM_FIRST_STAGE=False))
+
+
 @torch.no_grad()
 def test_more_queries_for_more_classes(tmp_path: Path) -> None:
     """The baseline may have so many queries per class."""

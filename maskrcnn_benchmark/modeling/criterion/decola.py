@@ -165,7 +165,6 @@ class BaselineCriterion:
         image_labels: Whether there are pictures that only have labels; of those ``loss_image`` is learnt, and that
             there are no objects, as in the original.
         image_weight: Of that loss.
-        select: Which query learns a label, a name in :data:`~maskrcnn_benchmark.modeling.criterion.weak.SELECT`.
     """
 
     stage: StageCriterion = field(default_factory=StageCriterion)
@@ -173,7 +172,6 @@ class BaselineCriterion:
     every_layer: bool = True
     image_labels: bool = False
     image_weight: float = 0.1
-    select: str = "max_size"
 
     def __call__(
         self,
@@ -215,7 +213,7 @@ class BaselineCriterion:
     def _labels(self, outputs: DeformableOutputs, labels: Sequence[Tensor] | None) -> Tensor:
         if labels is None:
             return outputs.first_stage.boxes.new_zeros((), dtype=torch.float32)
-        select = SELECT[self.select]
+        select = SELECT["max_size"]  # as released, whatever the rule of the other detectors is
         layers = [
             image_labels_loss(o.logits.float(), o.boxes[..., 2:].prod(-1), labels, select) for o in outputs.layers
         ]

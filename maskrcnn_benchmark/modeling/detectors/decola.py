@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from maskrcnn_benchmark.config import Cfg
+from maskrcnn_benchmark.errors import ConfigError
 from maskrcnn_benchmark.modeling.criterion.lessons import build_decola_lesson
 from maskrcnn_benchmark.modeling.detectors import DETECTORS
 from maskrcnn_benchmark.modeling.detectors.deformable_detr import (
@@ -168,9 +169,15 @@ def build(cfg: Cfg) -> Decola:
     sizes, top = build_sizes(cfg), decola.ENC_LOSS_TOPK
     table = torch.cat((build_class_table(cfg, deformable.NUM_CLASSES), build_object_row(cfg)))
     bias = zero_shot.BIAS_INIT if decola.PROMPT_BIAS else None
+    if decola.NORM_FIRST_STAGE != decola.NORM_SECOND_STAGE:  # both stages get the same embeddings
+        key = "MODEL.DECOLA.NORM_SECOND_STAGE"
+        raise ConfigError(
+            f"{key} {decola.NORM_SECOND_STAGE} ({cfg.source(key)}): MODEL.DECOLA.NORM_FIRST_STAGE is "
+            f"{decola.NORM_FIRST_STAGE}: give both the same value"
+        )
     first, second = (
-        PromptClassifier(table, sizes.width, zero_shot.NORM_TEMP, bias, cosine=cosine)
-        for cosine in (decola.NORM_FIRST_STAGE, decola.NORM_SECOND_STAGE)
+        PromptClassifier(table, sizes.width, zero_shot.NORM_TEMP, bias, cosine=decola.NORM_FIRST_STAGE)
+        for _ in range(2)
     )
     first.linear.load_state_dict(second.linear.state_dict())
     transformer = Transformer(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskrcnn_benchmark.layers.ops import nms
+from maskrcnn_benchmark.layers.scale import Scale
 from maskrcnn_benchmark.modeling.assign.centernet import Cells
 from maskrcnn_benchmark.modeling.criterion.centernet import CenterCriterion
 from maskrcnn_benchmark.modeling.heads.outputs import cell_rows
@@ -32,17 +33,6 @@ class CenterLimits:
     before_nms: int  # per level and picture
     after_nms: int  # per picture; ties with the last one are kept too
     nms_threshold: float  # IoU
-
-
-class Scale(nn.Module):
-    """A learned factor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale
 
 
 class CenterHead(nn.Module):

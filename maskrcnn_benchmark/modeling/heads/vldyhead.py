@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from maskrcnn_benchmark.errors import ConfigError
 from maskrcnn_benchmark.layers.recompute import recomputed
+from maskrcnn_benchmark.layers.scale import Scale
 from maskrcnn_benchmark.modeling.backbone.language import LanguageFeatures
 from maskrcnn_benchmark.modeling.criterion.grounding import GroundingCriterion
 from maskrcnn_benchmark.modeling.heads.anchors import AnchorGenerator
@@ -23,17 +24,6 @@ from maskrcnn_benchmark.modeling.interface import ALONE, Batch, Losses, Peers
 from maskrcnn_benchmark.text.encoder import additive_mask
 
 LEVELS = 5  # P3..P7
-
-
-class Scale(nn.Module):
-    """A learnt factor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale
 
 
 class VLDyHead(nn.Module):
