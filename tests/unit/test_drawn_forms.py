@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -212,7 +213,7 @@ def test_voc(tmp_path: Path) -> None:
 def test_tsv(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     done = written(tmp_path, "tsv", classes=CLASSES)
     dataset = TsvDataset(done.annotations)
-    assert not caplog.records, "the offsets of the lines are there"
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING], "the offsets are there"
     assert not dataset.notes
     assert [dataset.names[label] for label in range(1, 9)] == list(CLASSES)
     world = World(2, Split.SEEN, SMALL, CLASSES)
