@@ -18,6 +18,7 @@ from maskrcnn_benchmark.modeling.cam.boxes import BoxRule, boxes_of_map, suppres
 from maskrcnn_benchmark.modeling.cam.build import build_class_maps, map_net, released_weights
 from maskrcnn_benchmark.modeling.cam.fused import FusedConv
 from maskrcnn_benchmark.modeling.cam.maps import at_scales
+from maskrcnn_benchmark.modeling.cam.winograd import WinogradConv, suits
 
 SIZE = (90, 120)  # h, w
 
@@ -66,9 +67,32 @@ def test_convolutions_are_fused_on_a_cpu(block: type) -> None:
     kinds = {type(part) for part in parts}
     assert nn.BatchNorm2d not in kinds
     if torch.backends.mkldnn.is_available():
-        fused = [part for part in parts if isinstance(part, FusedConv)]
-        assert len(fused) == (13 if block is Bottleneck else 9)
-        assert sum(part.into for part in fused) == (4 if block is Bottleneck else 3)  # the first shortcut is a maximum
+        fused = [part for part in parts if isinstance(part, (FusedConv, WinogradConv))]
+        assert len(fused) == sum(isinstance(part, nn.Conv2d) for part in resnet(block).modules())
+        written_over = sum(part.into for part in fused if isinstance(part, FusedConv))
+        assert written_over == (4 if block is Bottleneck else 1)  # the first shortcut is a maximum
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN")
+@pytest.mark.parametrize("size", [(4, 8), (9, 13), (1, 2)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_fewer_products_give_the_same_convolution(size: tuple[int, int], bias: bool) -> None:
+    torch.manual_seed(0)
+    conv, x = nn.Conv2d(256, 320, 3, padding=1, bias=bias), torch.randn(2, 256, *size)
+    other = torch.randn(2, 320, *size)
+    assert suits(conv)
+    assert not suits(nn.Conv2d(256, 320, 3, padding=1, stride=2))
+    with torch.no_grad():
+        torch.testing.assert_close(WinogradConv(conv)(x), conv(x).relu(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(WinogradConv(conv)(x, other), (conv(x) + other).relu(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN")
+def test_wide_convolutions_are_done_with_fewer_products_in_float32() -> None:
+    net = models.resnet18(num_classes=3).eval()
+    for dtype, wide in ((torch.float32, 6), (torch.bfloat16, 0)):
+        maps = map_net(net, "resnet18", dtype=dtype)
+        assert sum(isinstance(part, WinogradConv) for part in maps.features.modules()) == wide
 
 
 def test_a_map_that_is_used_again_is_not_written_over() -> None:
