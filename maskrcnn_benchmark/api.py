@@ -29,7 +29,7 @@ from maskrcnn_benchmark.data.pictures import open_picture, to_rgb
 from maskrcnn_benchmark.demo.draw import draw
 from maskrcnn_benchmark.engine.classes import find_classes
 from maskrcnn_benchmark.engine.inference import Model, Recipe, build_recipe, load
-from maskrcnn_benchmark.engine.vocabulary import EMBEDDING
+from maskrcnn_benchmark.engine.vocabulary import takes_names
 from maskrcnn_benchmark.errors import DataError, PromptError
 from maskrcnn_benchmark.modeling.interface import ImageState, TextState
 from maskrcnn_benchmark.structures import Detections, ImageBatch, ImageMeta, Prompt
@@ -162,7 +162,7 @@ def check_query(
         WeightsError: the checkpoint is missing or damaged.
     """
     recipe = build_recipe(cfg)
-    if cfg.MODEL.META_ARCHITECTURE in EMBEDDING:
+    if takes_names(cfg):
         refuse_caption(caption)
         check_names(labels if labels is not None else ["all of them"], "labels")
     elif recipe.tokenizer is None:
@@ -216,7 +216,7 @@ class Predictor:
         """Find ``labels``, or what ``caption`` speaks of, in the picture of :meth:`set_image`.
 
         A detector that reads no text (Faster R-CNN) finds its classes: all of them, or those that ``labels`` names.
-        DECOLA and its baselines find any names that they have, or can make, embeddings of.
+        DECOLA, its baselines and CenterNet2 find any names that they have, or can make, embeddings of.
 
         Args:
             labels: Names of things; label ``i`` of the result is the ``i``-th name, from 1.

@@ -68,6 +68,8 @@ def label_pictures(model: Model, files: Sequence[Path], query: Query, out: Path)
     key = _key(model, files, query)
     if out.exists():
         return _there(out, key)
+    if model.vocabulary is not None and query.labels is not None:
+        model.vocabulary.rows(query.labels)  # a name that it cannot be asked for shows before a folder is made
     store = PredictionStore(out.with_suffix(".parts"), key)
     store.drop_others()
     todo = [number for number in range(len(files)) if (number, 0) not in store]
@@ -134,6 +136,7 @@ def _coco(model: Model, files: Sequence[Path], query: Query, store: PredictionSt
         flat += len(found) - len(rows)
         annotations += [{"id": len(annotations) + i, "image_id": number + 1, **row} for i, row in enumerate(rows, 1)]
     if not images:
+        store.remove()
         raise DataError(f"none of {len(files)} pictures can be read, such as {files[0]}: {_reason(files[0])}")
     categories = [{"id": label, "name": name} for label, name in enumerate(names, 1)]
     _tell(unreadable, flat, annotations, categories, len(files))

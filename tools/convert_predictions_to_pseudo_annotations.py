@@ -25,6 +25,7 @@ from maskrcnn_benchmark.data.pseudo_annotations import (
     write_json,
 )
 from maskrcnn_benchmark.engine.log import setup_logging
+from maskrcnn_benchmark.errors import DataError
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -43,6 +44,10 @@ def main(argv: Sequence[str]) -> None:
     setup_logging()
     info = read_annotations(find_path(args.annotation_path))
     source = predictions_for(Path(args.prediction_path), args.annotation_name)
+    if not source.is_file():
+        raise DataError(
+            f"{source}: no such predictions: `mrb self-label` writes them, to OUTPUT_DIR/inference_<data set>"
+        )
     found = convert(info, read_predictions(source), source)
     out = Path(args.out_root, f"{args.annotation_name}.json")
     write_json(out, found)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from maskrcnn_benchmark import cli
 from maskrcnn_benchmark.data.pseudo_annotations import COMPARED, FOLDER, deduplicate, read_annotations, write_json
+from maskrcnn_benchmark.errors import DataError
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -36,6 +37,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     args = parse(argv)
     path = Path(args.out_root, f"{args.annotation_name}.json")
+    if not path.is_file():
+        raise DataError(
+            f"{path}: no such annotation file: make_multi_resolution_pseudo_annotations.py --annotation_name "
+            f"{args.annotation_name} writes it; --out_root names another folder"
+        )
     data = read_annotations(path)
     kept = deduplicate(data, args.iou_thres, args.boxes)
     write_json(path, kept)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from maskrcnn_benchmark import cli
 from maskrcnn_benchmark.data.pseudo_annotations import FOLDER, join, read_annotations, sized, write_json
+from maskrcnn_benchmark.errors import DataError
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -27,6 +28,11 @@ def main(argv: Sequence[str]) -> None:
     args = parse(argv)
     out = Path(args.out_root, f"{args.annotation_name}.json")
     files = [sized(out, size) for size in args.sizes]
+    if missing := [file for file in files if not file.is_file()]:
+        raise DataError(
+            f"{missing[0]}: no such annotation file: convert_predictions_to_pseudo_annotations.py --annotation_name "
+            f"{missing[0].stem} writes it; --out_root names another folder"
+        )
     joined = join([read_annotations(file) for file in files], files)
     write_json(out, joined)
     print(f"{len(joined['annotations'])} boxes of {len(files)} sizes: {out}")

@@ -32,6 +32,8 @@ ENDINGS = (".pth", ".pt", ".bin", ".safetensors", ".pkl")
 CATALOG = (
     "catalog://"  # what names of maskrcnn-benchmark's model catalog begin with: catalog://ImageNetPretrained/MSRA/R-50
 )
+DETECTRON2 = "detectron2://"  # the same of detectron2: detectron2://ImageNetPretrained/torchvision/R-50.pkl
+DETECTRON2_URL = "https://dl.fbaipublicfiles.com/detectron2/"  # what that stands for
 CLASSES = "classes"  # key of a checkpoint: names of the labels of a closed-vocabulary detector
 BLOBS = ("_w", "_bn_s")  # ends of names in Caffe2
 SHOWN = 3  # names of each kind in an error message
@@ -81,9 +83,10 @@ def find_weights(name: str | os.PathLike[str]) -> Path:
     """The checkpoint file that a path, or a name in the model folder, stands for.
 
     Tried in turn: the path itself; below ``$MODEL``; below ``MODEL/`` of the current folder and of the checkout (with
-    or without the ``MODEL/`` in front). A text file called ``last_checkpoint`` leads to the file it names. A name of
-    maskrcnn-benchmark's catalog, ``catalog://ImageNetPretrained/MSRA/R-50``, stands for the Caffe2 file
-    ``ImageNetPretrained/MSRA/R-50.pkl``, or ``R-50.pkl`` alone.
+    or without the ``MODEL/``, or DECOLA's ``weights/``, in front). A text file called ``last_checkpoint`` leads to the
+    file it names. A name of maskrcnn-benchmark's catalog, ``catalog://ImageNetPretrained/MSRA/R-50``, stands for the
+    Caffe2 file ``ImageNetPretrained/MSRA/R-50.pkl``, or ``R-50.pkl`` alone; one of detectron2's,
+    ``detectron2://ImageNetPretrained/torchvision/R-50.pkl``, for what comes after the ``//``.
 
     Raises:
         WeightsError: there is no such file (lists every place), or it is a folder.
@@ -96,6 +99,11 @@ def find_weights(name: str | os.PathLike[str]) -> Path:
     if found is None:
         _refuse_folders(places)
         tried = ", ".join(str(place) for place in places)
+        if text.startswith(DETECTRON2):
+            url = f"{DETECTRON2_URL}{text.removeprefix(DETECTRON2)}"
+            raise WeightsError(
+                f"no weights called {text!r}: fetch {url} and put it at one of {tried}, or give its path"
+            )
         where = "; `mrb models` lists where it can be had" if text.startswith(CATALOG) else ""
         raise WeightsError(f"no weights called {text!r}: tried {tried}; put the file there or give its path{where}")
     return _follow(found) if found.name == "last_checkpoint" else found
@@ -108,12 +116,17 @@ def _places(text: str) -> list[Path]:
     if text.startswith(CATALOG):
         file = Path(f"{text.removeprefix(CATALOG)}.pkl")
         return list(dict.fromkeys(folder / name for folder in folders for name in (file, file.name)))
+    if text.startswith(DETECTRON2):
+        return list(dict.fromkeys(folder / text.removeprefix(DETECTRON2) for folder in folders))
     try:
         given = Path(text).expanduser()
     except RuntimeError:  # "~output/..." speaks of a user that is not there
         given = Path(text)
-    below = Path(*given.parts[1:]) if given.parts[:1] == ("MODEL",) else given
-    return list(dict.fromkeys([given, *(folder / below for folder in folders if not given.is_absolute())]))
+    rest = Path(*given.parts[1:])
+    below = {"MODEL": [rest], "weights": [given, rest]}.get(given.parts[0] if given.parts else "", [given])
+    if given.is_absolute():
+        return [given]
+    return list(dict.fromkeys([given, *(folder / name for folder in folders for name in below)]))
 
 
 def _refuse_folders(places: Iterable[Path]) -> None:

@@ -35,7 +35,7 @@ class Released:
 
     Attributes:
         name: What ``--model`` takes.
-        system: FIBER, GLIP, MDETR, DECOLA, CLIP, DAP, maskrcnn-benchmark or MSRA.
+        system: FIBER, GLIP, MDETR, DECOLA, CLIP, DAP, maskrcnn-benchmark, MSRA or detectron2.
         about: What it was trained for.
         file: Its name in ``MODEL/``.
         config: Config file; "" where this version has none for it.
@@ -141,7 +141,7 @@ def download(entry: Released, folder: Path, say: Callable[[str], None] = print) 
         return _checked(entry, target, say)
     if not entry.urls:
         raise WeightsError(f"{entry.name}: it is to be fetched by hand: {entry.page}; put it at {target}")
-    folder.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     reasons = []
     for url in entry.urls:
         part = folder / f"{entry.file}.{hashlib.sha256(url.encode()).hexdigest()[:8]}.part"

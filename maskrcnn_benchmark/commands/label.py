@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from maskrcnn_benchmark import cli
@@ -28,13 +30,13 @@ def label(args: argparse.Namespace) -> None:
     out = Path(args.output)
     if out.suffix != ".json":
         raise ConfigError(f"--output {args.output!r}: give a file that ends in .json")
-    cli.output_folder(str(out.parent), "--output")
     config_file, weight = needed_model(args)
     opts = ["MODEL.DEVICE", args.device, *args.opts]
     cfg = load_cfg(config_file, opts=opts)
     if names is None and not closed_vocabulary(cfg):
         raise PromptError("nothing is asked: give --labels or --labels-file")
     check_query(cfg, weight, names, None, None)  # before the network is built
+    cli.output_folder(str(out.parent), "--output")
     model = load_model(config_file, weight, args.device, args.opts)
     query = Query(None if names is None else tuple(names), args.min_score, args.top)
     found = label_pictures(model, files, query, out)
@@ -42,14 +44,23 @@ def label(args: argparse.Namespace) -> None:
     print(
         f"{len(found['annotations'])} boxes in {len(found['images'])} pictures"
         f"{f', {lost} cannot be read' if lost else ''}: {out}\n"
-        f"to check them: mrb data check {out} --images {found['info']['pictures']}"
+        f"to check them: {shlex.join(['mrb', 'data', 'check', str(out), '--images', found['info']['pictures']])}"
     )
 
 
 def _names(args: argparse.Namespace) -> list[str] | None:
     if args.labels_file:
-        return list(read_names(args.labels_file))
-    return None if args.labels is None else list(check_names(split_names(args.labels), "--labels"))
+        return _apart(read_names(args.labels_file), args.labels_file)
+    return None if args.labels is None else _apart(check_names(split_names(args.labels), "--labels"), "--labels")
+
+
+def _apart(names: Sequence[str], where: str) -> list[str]:
+    """The names, none of which is another one in upper case: a detector would find each box twice."""
+    first: dict[str, str] = {}
+    for name in names:
+        if (other := first.setdefault(name.lower(), name)) != name:
+            raise PromptError(f"{where}: {other!r} and {name!r} are the same name: take one of them out")
+    return list(names)
 
 
 def bank(args: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,8 @@ from maskrcnn_benchmark.data.classes import class_count
 from maskrcnn_benchmark.data.label_set import LabelSet
 from maskrcnn_benchmark.errors import ConfigError, DataError
 
+logger = logging.getLogger(__name__)
+
 KEY = "MODEL.FED_LOSS.CAT_FREQ_PATH"
 
 
@@ -22,7 +25,8 @@ def class_chances(cfg: Cfg, sets: Sequence[object]) -> Tensor | None:
 
     Args:
         cfg: ``MODEL.FED_LOSS``, whose file of counts goes before those of the data.
-        sets: Of the training; the first one with boxes counts, else the first one.
+        sets: Of the training; the first one with boxes counts, else the first one: what its categories say
+            (``image_count``, in files of LVIS that of all of LVIS train), or else its pictures. The log says which.
 
     Raises:
         ConfigError: the file of counts is for other classes.
@@ -33,11 +37,15 @@ def class_chances(cfg: Cfg, sets: Sequence[object]) -> Tensor | None:
         return None
     labelled = [part.dataset for part in sets if isinstance(part, LabelSet)]
     if fed.CAT_FREQ_PATH:
-        pictures = _from_file(cfg)
+        pictures, source = _from_file(cfg), f"image_count in {cfg.MODEL.FED_LOSS.CAT_FREQ_PATH} ({KEY})"
     elif labelled:
-        pictures = next((part for part in labelled if not part.options.image_labels), labelled[0]).pictures_of_classes
+        part = next((part for part in labelled if not part.options.image_labels), labelled[0])
+        pictures = part.pictures_of_classes
+        source = f"image_count in the categories of {part.annotations}" if part.told else f"the pictures of {part.name}"
     else:
         return None
+    none = f"; {none} of them have none and are never drawn" if (none := pictures.count(0)) else ""
+    logger.info("classes of the federated loss: drawn of %d, by %s%s", len(pictures), source, none)
     return torch.tensor(pictures, dtype=torch.float64) ** fed.FREQ_POWER
 
 

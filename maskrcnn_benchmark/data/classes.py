@@ -34,9 +34,10 @@ def check_classes(cfg: Cfg, dataset: str, names: Sequence[str]) -> None:
         group, _, background = _head(cfg)
         key, said = f"{group}.NUM_CLASSES", f"{count} classes{' and the background' if background else ''}"
         first = f"{', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
+        other = "choose another data set" if len(names) > count else "give it a file whose categories are all of them"
         raise ConfigError(
             f"{key} {count + background} ({cfg.source(key)}) is for {said}, and {dataset} has {len(names)} ({first}): "
-            f"set it to {len(names) + background}, or choose another data set"
+            f"set it to {len(names) + background}, or {other}"
         )
 
 

@@ -5,6 +5,7 @@ As in detectron2 (https://github.com/facebookresearch/detectron2) and Detic (htt
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,9 @@ import numpy as np
 import torch
 
 from maskrcnn_benchmark.data.draws import rng_for
-from maskrcnn_benchmark.data.samplers import ChunkSampler, EpochSampler, in_groups, refuse_unequal
+from maskrcnn_benchmark.data.samplers import Batches, ChunkSampler, EpochSampler, in_groups, refuse_unequal
+
+AT_ONCE = 4096  # draws that are Python's numbers
 
 
 def repeat_factors(classes: Sequence[np.ndarray], threshold: float) -> np.ndarray:
@@ -79,7 +82,7 @@ class RepeatFactorSampler:
         """Batches of an epoch: as many as the factors together fill, at least one."""
         return max(1, int(self.factors.sum()) // self.batch_size)
 
-    def batches(self, epoch: int, start: int = 0) -> list[list[int]]:
+    def batches(self, epoch: int, start: int = 0) -> Batches:
         """The samples of this process in each step of an epoch, from step ``start`` on.
 
         Sample ``i`` is ``i + N`` when it comes again, ``i + 2 N`` the time after, and so on, which is for its random
@@ -97,14 +100,15 @@ class RepeatFactorSampler:
         samples = samples[:wanted]
         share = self.batch_size // self.world
         made = in_groups(samples, self.groups[samples % count], self.batch_size)
-        return made[start:, self.rank * share : (self.rank + 1) * share].tolist()
+        return Batches.equal(made[start:, self.rank * share : (self.rank + 1) * share])
 
 
 def drawn(weights: torch.Tensor, seed: int) -> Iterator[int]:
     """Pictures by number without end, each draw independent of all others."""
     generator = torch.Generator().manual_seed(seed)
     while True:
-        yield from torch.multinomial(weights, len(weights), replacement=True, generator=generator).tolist()
+        for some in torch.multinomial(weights, len(weights), replacement=True, generator=generator).split(AT_ONCE):
+            yield from some.tolist()
 
 
 def bucketed(
@@ -172,26 +176,36 @@ class MultiSetSampler:
         steps = (share / share.sum() / np.array(self.own_sizes)).sum() * len(self.sources) / self.world
         return max(1, round(float(steps)))
 
-    def batches(self, epoch: int, start: int = 0) -> list[list[int]]:
+    def batches(self, epoch: int, start: int = 0) -> Batches:
         """The samples of this process in each step of an epoch, from step ``start`` on.
 
         Sample ``i`` is ``i + N`` when it comes again in the epoch, ``i + 2 N`` the time after, and so on, which is for
         its random numbers to be others; several processes take such numbers in turn.
         """
-        first, seen, count = epoch * len(self), Counter[int](), len(self.sources)
+        first, count = epoch * len(self), len(self.sources)
         stream = self._ahead.pop(first, None) or islice(self._stream(), first, None)
-        made: list[list[int]] = []
+        samples, ends = array("q"), array("q")
         for batch in islice(stream, len(self)):
-            made.append([])
-            for sample in batch:
-                made[-1].append(sample + count * (seen[sample] * self.world + self.rank))
-                seen[sample] += 1
+            samples.extend(batch)
+            ends.append(len(samples))
         self._ahead[first + len(self)] = stream
-        return made[start:]
+        drawn_ones = np.array(samples)
+        again = times_before(drawn_ones) * self.world + self.rank
+        return Batches(drawn_ones + count * again, np.array(ends))[start:]
 
     def _stream(self) -> Iterator[list[int]]:
         mine = islice(drawn(self.weights, self.seed), self.rank, None, self.world)
         return bucketed(mine, self.sources, self.wide, self.own_sizes)
+
+
+def times_before(values: np.ndarray) -> np.ndarray:
+    """(N,) int64, how often each of N values has come before."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    begins = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))[: len(values)]
+    found = np.empty(len(values), np.int64)
+    found[order] = np.arange(len(values)) - np.repeat(begins, np.diff(begins, append=len(values)))
+    return found
 
 
 BatchSampler = EpochSampler | ChunkSampler | RepeatFactorSampler | MultiSetSampler

@@ -31,6 +31,7 @@ from maskrcnn_benchmark.data.transforms import Normalise, TrainTransform
 from maskrcnn_benchmark.data.wording import Captions, ClassOptions, Wording, word_classes
 from maskrcnn_benchmark.errors import ConfigError, DataError
 from maskrcnn_benchmark.modeling.interface import Batch
+from maskrcnn_benchmark.text.class_bank import plain_name
 from maskrcnn_benchmark.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -230,7 +231,8 @@ def _refuse_other_classes(sets: Sequence[AnySet]) -> None:
     """A label must mean the same in all sets of a detector that knows its classes by number."""
     numbered = [part for part in sets if isinstance(part, ClassSet)]
     for part in numbered[1:]:
-        differ = [pair for pair in zip(numbered[0].classes, part.classes, strict=True) if pair[0] != pair[1]]
+        pairs = zip(numbered[0].classes, part.classes, strict=True)
+        differ = [(own, other) for own, other in pairs if plain_name(own) != plain_name(other)]
         if differ:
             raise ConfigError(
                 f"DATASETS.TRAIN: a class is {differ[0][0]!r} in {numbered[0].dataset.name!r} and {differ[0][1]!r} in "

@@ -43,6 +43,7 @@ SCENES = 600  # that the sentences are about
 TEXTS, PICTURES = 32, 8  # in a step
 STEPS = {"text": 300, "pictures": 2000}
 RATE, WARMUP, LAST_RATE, DECAY = 1e-3, 100, 0.02, 0.01  # LAST_RATE: part of RATE that the last step has
+SLOW = 0.1  # part of RATE for what is to change little
 FEWEST, MOST = 8, 20  # names in a prompt
 BACKGROUND = 0.1  # weight of a place without a thing
 IGNORED = -100
@@ -188,18 +189,25 @@ def pixels_of(cfg: Cfg) -> Callable[[Tensor], Tensor]:
 
 
 def learn(
-    what: str, loss: Callable[[], Tensor], parameters: list[nn.Parameter], heads: Sequence[Heads], steps: int
+    what: str,
+    loss: Callable[[], Tensor],
+    parameters: list[nn.Parameter],
+    heads: Sequence[Heads],
+    steps: int,
+    slow: Sequence[nn.Parameter] = (),
 ) -> None:
+    """Training of ``parameters`` and heads; those that are ``slow`` have a tenth of the rate."""
     every = [*parameters, *(value for head in heads for value in head.parameters())]
-    optimizer = torch.optim.AdamW(every, RATE, weight_decay=DECAY)
+    groups = [{"params": every, "share": 1.0}, {"params": list(slow), "share": SLOW}]
+    optimizer = torch.optim.AdamW(groups, RATE, weight_decay=DECAY)
     with tqdm(range(steps), desc=what, unit="step") as bar:
         for step in bar:
             for group in optimizer.param_groups:
-                group["lr"] = RATE * min(1, (step + 1) / WARMUP) * max(LAST_RATE, 1 - step / steps)
+                group["lr"] = group["share"] * RATE * min(1, (step + 1) / WARMUP) * max(LAST_RATE, 1 - step / steps)
             value = loss()
             optimizer.zero_grad()
             value.backward()
-            nn.utils.clip_grad_norm_(parameters, 1.0)
+            nn.utils.clip_grad_norm_([*parameters, *slow], 1.0)
             optimizer.step()
             bar.set_postfix(loss=f"{value.item():.3f}")
 

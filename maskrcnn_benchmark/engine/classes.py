@@ -30,6 +30,18 @@ def find_classes(cfg: Cfg, weights: Path) -> tuple[str, ...]:
     Raises:
         ConfigError: the network has another number of classes.
     """
+    if names := known_classes(cfg, weights):
+        return names
+    logger.warning("%s does not say what its classes are called: they go by their numbers", weights)
+    return tuple(f"class {label}" for label in range(1, class_count(cfg) + 1))
+
+
+def known_classes(cfg: Cfg, weights: Path) -> tuple[str, ...]:
+    """As :func:`find_classes`; empty where nothing says.
+
+    Raises:
+        ConfigError: the network has another number of classes.
+    """
     names, source = read_classes(weights), str(weights)
     if not names and cfg.DATASETS.TEST:
         source = cfg.DATASETS.TEST[0]
@@ -39,8 +51,6 @@ def find_classes(cfg: Cfg, weights: Path) -> tuple[str, ...]:
             names = tuple(name for _, name in dataset.prompt_categories)
         except (DataError, KeyError) as error:
             logger.info("no class names from data set %r: %s", source, error)
-    if not names:
-        logger.warning("%s does not say what its classes are called: they go by their numbers", weights)
-        return tuple(f"class {label}" for label in range(1, class_count(cfg) + 1))
-    check_classes(cfg, source, names)
+    if names:
+        check_classes(cfg, source, names)
     return names

@@ -1,4 +1,4 @@
-"""A picture of how a training went, drawn from its ``metrics.jsonl``."""
+"""Pictures of numbers over steps, such as of how a training went, by its ``metrics.jsonl``."""
 
 from __future__ import annotations
 
@@ -34,12 +34,16 @@ def draw_curves(folder: Path) -> Path | None:
     rate = {"lr": series(rows, "lr")}
     if not rows:
         return None
-    image = Image.new("RGB", (WIDTH, 2 * HEIGHT), "white")
+    return draw_panels(folder / "curves.png", {"losses": losses, "learning rate of the fastest group": rate})
+
+
+def draw_panels(path: Path, panels: Mapping[str, Mapping[str, Points]]) -> Path:
+    """A picture of diagrams one below the other, with one axis of steps: title -> name of a curve -> its points."""
+    image = Image.new("RGB", (WIDTH, HEIGHT * len(panels)), "white")
     draw = ImageDraw.Draw(image)
-    last = max(row["step"] for row in rows)
-    _panel(draw, 0, "losses", losses, last)
-    _panel(draw, HEIGHT, "learning rate of the fastest group", rate, last)
-    path = folder / "curves.png"
+    steps = [step for curves in panels.values() for points in curves.values() for step, _ in points]
+    for number, (title, curves) in enumerate(panels.items()):
+        _panel(draw, number * HEIGHT, title, curves, max(steps, default=0.0))
     image.save(path)
     return path
 

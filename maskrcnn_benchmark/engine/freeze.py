@@ -65,7 +65,7 @@ def freeze(cfg: Cfg, model: Detector) -> None:
 
     Args:
         cfg: From :func:`with_tuning`.
-        model: FIBER, GLIP or MDETR.
+        model: FIBER, GLIP, MDETR, DECOLA or what it is measured against.
 
     Raises:
         ConfigError: a linear probe on parts that train, or a part that the model does not have.
@@ -74,12 +74,12 @@ def freeze(cfg: Cfg, model: Detector) -> None:
     asked = {
         "MODEL.BACKBONE.FREEZE": (
             cfg.MODEL.BACKBONE.FREEZE,
-            [_part_of(model, f"{root}backbone.body", "backbone.0.body")],
+            [_part_of(model, "backbone.0.body", "detr.backbone.0.backbone", otherwise=f"{root}backbone.body")],
         ),
         "MODEL.FPN.FREEZE": (cfg.MODEL.FPN.FREEZE, [f"{root}backbone.fpn"]),
         "MODEL.LANGUAGE_BACKBONE.FREEZE": (
             cfg.MODEL.LANGUAGE_BACKBONE.FREEZE,
-            [_part_of(model, f"{root}language_backbone.body", MDETR_TEXT)],
+            [_part_of(model, MDETR_TEXT, otherwise=f"{root}language_backbone.body")],
         ),
         "MODEL.RPN.FREEZE": (cfg.MODEL.RPN.FREEZE, ["rpn.head", *_beside_head(model)]),
     }
@@ -105,9 +105,10 @@ def _has(model: nn.Module, part: str) -> bool:
     return any(name == part for name, _ in model.named_modules())
 
 
-def _part_of(model: nn.Module, grounding: str, mdetr: str) -> str:
-    """The name of a part in this kind of model."""
-    return next((name for name in (mdetr, f"detr.{mdetr}") if _has(model, name)), grounding)
+def _part_of(model: nn.Module, *names: str, otherwise: str) -> str:
+    """The name of a part in this kind of model: the first one there is; with a mask head it is in ``detr``."""
+    there = [*names, *(f"detr.{name}" for name in names)]
+    return next((name for name in there if _has(model, name)), otherwise)
 
 
 def _beside_head(model: nn.Module) -> list[str]:
@@ -132,7 +133,8 @@ def count_table(model: Detector) -> str:
         row = rows.setdefault(_part(name), [0, 0])
         row[not parameter.requires_grad] += parameter.numel()
     for part, (trained, frozen) in rows.items():
-        evaluating = any(part == name or part.startswith(f"{name}.") for name in model.frozen)
+        inside = not trained and any(name.startswith(f"{part}.") for name in model.frozen)
+        evaluating = inside or any(part == name or part.startswith(f"{name}.") for name in model.frozen)
         shown.add_row([part, f"{trained:,}", f"{frozen:,}", "evaluation" if evaluating else "training"])
     totals = [f"{sum(row[i] for row in rows.values()):,}" for i in (0, 1)]
     shown.add_row(["all", *totals, ""])

@@ -17,7 +17,7 @@ from maskrcnn_benchmark.config import Cfg
 from maskrcnn_benchmark.data.classes import closed_vocabulary
 from maskrcnn_benchmark.data.modulated_set import ARCHITECTURES
 from maskrcnn_benchmark.data.transforms import EvalTransform
-from maskrcnn_benchmark.engine.classes import find_classes
+from maskrcnn_benchmark.engine.classes import find_classes, known_classes
 from maskrcnn_benchmark.engine.device import pick_device
 from maskrcnn_benchmark.engine.vocabulary import Vocabulary, build_vocabulary
 from maskrcnn_benchmark.errors import PromptError
@@ -83,7 +83,7 @@ class Model:
     @torch.inference_mode()
     def find_all(self, image: ImageState) -> list[Detections]:
         """One result per picture, of a detector that reads no text: all that is of one of its classes."""
-        if self.vocabulary is not None:
+        if self.vocabulary is not None and self.detector.reads_text:
             return self.detector.detect(image, self.vocabulary.everything())
         detect = cast(Callable[[ImageState], list[Detections]], self.detector.detect)  # its reads_text is False
         return detect(image)
@@ -172,7 +172,7 @@ def load(cfg: Cfg, weights: str | Path, device: torch.device | None = None) -> M
     key = json.dumps(facts, sort_keys=True, default=str)
     key = hashlib.sha256(key.encode()).hexdigest()
     detector = detector.to(device).eval().requires_grad_(False)
-    vocabulary = build_vocabulary(cfg, detector)
+    vocabulary = build_vocabulary(cfg, detector, lambda: known_classes(cfg, path))
     classes = vocabulary.names if vocabulary is not None else ()
     if recipe.tokenizer is None and not classes:
         classes = find_classes(cfg, path)

@@ -2,7 +2,8 @@
 
 A row of ``metrics.jsonl`` holds means over the steps since the row before. What has been summed up so far is part of a
 checkpoint, and rows of steps that are done again are taken out, so that a run which was interrupted has the rows of one
-that was not; but for ``time``, ``seconds``, ``data_wait`` and ``memory``, which are what was measured.
+that was not; but for ``time``, ``seconds`` of a step, ``data_wait`` (the share of them spent waiting for data) and
+``memory``, which are what was measured.
 """
 
 from __future__ import annotations

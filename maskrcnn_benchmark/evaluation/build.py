@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from maskrcnn_benchmark.data.catalog import Entry
+from maskrcnn_benchmark.data.catalog import Entry, find_path
 from maskrcnn_benchmark.evaluation.coco import CocoEvaluator
 from maskrcnn_benchmark.evaluation.coco_variants import (
     CaptionBoxesEvaluator,
@@ -94,9 +94,9 @@ def _lvis(entry: Entry, dataset: Any, protocols: Protocols) -> Evaluator:
 
 def _openimages(entry: Entry, dataset: Any, protocols: Protocols) -> Evaluator:
     most = {} if protocols.per_image is None else {"per_image": protocols.per_image}
-    return OpenImagesEvaluator(
-        entry.annotations, dataset.label_to_category, hierarchy=entry.options.get("hierarchy"), **most
-    )
+    hierarchy = entry.options.get("hierarchy")
+    tree = find_path(hierarchy, f"data set {entry.name!r}: hierarchy") if hierarchy else None
+    return OpenImagesEvaluator(entry.annotations, dataset.label_to_category, hierarchy=tree, **most)
 
 
 CAPTIONED = ("flickr", "gqa", "phrasecut", "refexp")

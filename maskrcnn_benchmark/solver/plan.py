@@ -47,14 +47,15 @@ def make_plan(cfg: Cfg, batches_per_epoch: int, epoch: float | None = None) -> P
     """
     solver = cfg.SOLVER
     accumulation, epochs, per_epoch = solver.ACCUMULATION, solver.MAX_EPOCH, solver.CHECKPOINT_PER_EPOCH
-    steps, period = solver.MAX_ITER, solver.CHECKPOINT_PERIOD
+    steps = solver.MAX_ITER
     if epochs > 0:
         whole = math.ceil(epochs * batches_per_epoch / accumulation)
         steps = max(1, round(epochs * epoch / accumulation)) if epoch else whole
-        if solver.CHECKPOINT_EPOCH > 0:
-            period = round(solver.CHECKPOINT_EPOCH * steps / epochs)
-        elif per_epoch != -1:
-            period = int(steps * per_epoch // epochs)
+    period = solver.CHECKPOINT_PERIOD or steps
+    if epochs > 0 and solver.CHECKPOINT_EPOCH > 0:
+        period = round(solver.CHECKPOINT_EPOCH * steps / epochs)
+    elif epochs > 0 and per_epoch != -1:
+        period = int(steps * per_epoch // epochs)
     test_period = solver.TEST_PERIOD
     if epochs > 0 and not test_period and cfg.TEST.EVAL_EPOCH_PERIOD > 0:
         test_period = max(1, round(cfg.TEST.EVAL_EPOCH_PERIOD * steps / epochs))

@@ -129,6 +129,11 @@ def check_names(names: Sequence[str], where: str = "class names") -> tuple[str, 
     return tuple(names)
 
 
+def plain_name(name: str) -> str:
+    """Names are the same when they differ in case, or in spaces and underscores: that is what is equal of them."""
+    return " ".join(name.replace("_", " ").lower().split())
+
+
 def bundled_names(name: str) -> tuple[str, ...]:
     """A list that comes with this package: lvis_v1, coco, objects365 or openimages.
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskrcnn_benchmark import cli
+from maskrcnn_benchmark import cli, mrb
 from maskrcnn_benchmark.checkpoint.io import load_weights, save_weights
 from maskrcnn_benchmark.checkpoint.names import rename
 from maskrcnn_benchmark.checkpoint.rules import CENTERNET2, RELEASED
@@ -29,8 +29,9 @@ from maskrcnn_benchmark.modeling.criterion.weak import SELECT
 from maskrcnn_benchmark.modeling.detectors.centernet2 import CenterNet2
 from maskrcnn_benchmark.modeling.heads.region_masks import paste
 from maskrcnn_benchmark.modeling.interface import Batch
-from maskrcnn_benchmark.structures import ImageBatch, ImageMeta, Target
+from maskrcnn_benchmark.structures import ImageBatch, ImageMeta, Target, TextBatch
 from maskrcnn_benchmark.structures.polygons import draw_in_box, move
+from maskrcnn_benchmark.text.class_bank import ClassBank, write_bank
 from tests.narrow_centernet2 import CONFIG, SmallCenterNet2, make_small_centernet2, options
 from tests.training_runs import rows
 
@@ -165,6 +166,72 @@ def test_detections_are_of_the_picture_on_disk_and_have_masks(detector: CenterNe
     assert (one.boxes <= torch.tensor([256, 192, 256, 192])).all()
     assert ((one.labels >= 1) & (one.labels <= len(CLASSES))).all()
     assert len(two) > 0
+
+
+def test_other_names_take_the_place_of_its_classes(detector: CenterNet2) -> None:
+    """The same embeddings in another order find the same boxes; labels are those that were asked for."""
+    detector.eval()
+    names = {7: CLASSES[2], 9: CLASSES[0]}
+    with torch.no_grad():
+        state = detector.encode_image(pictures(1))
+        (own,) = detector.detect(state)
+        everything = TextBatch.of_classes(dict(enumerate(CLASSES, 1)))
+        (asked,) = detector.detect(state, detector.encode_text(everything))
+        rows = torch.zeros(9, 16)
+        rows[6], rows[8] = 3 * detector.table[2], 5 * detector.table[0]  # of any length
+        (some,) = detector.detect(state, detector.encode_embeddings(TextBatch.of_classes(names), rows))
+        assert len(detector.detect(state, detector.encode_text(TextBatch.of_classes({})))[0]) == 0
+    torch.testing.assert_close(asked.boxes, own.boxes)
+    assert torch.equal(asked.labels, own.labels)
+    assert set(some.labels.tolist()) <= {7, 9}
+    assert len(some) > 0
+    assert all(some.name(i) == names[int(some.labels[i])] for i in range(len(some)))
+    best = own.labels == 1
+    torch.testing.assert_close(some.scores[some.labels == 9][: int(best.sum())], own.scores[best])
+
+
+def test_pictures_are_labelled_with_names_that_it_was_not_trained_on(
+    small: SmallCenterNet2, detector: CenterNet2, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = save_weights(detector.state_dict(), tmp_path / "trained.pth")
+    bank = write_bank(
+        ClassBank(torch.randn(3, 16, generator=torch.Generator().manual_seed(3)), ("zebra", "bus stop", "kite")),
+        tmp_path / "own.safetensors",
+    )
+    keys = {"MODEL__ZEROSHOT_CLS__WEIGHT_PATH": bank, "MODEL__ROI_HEADS__NUM_CLASSES": 3}
+    model = ["--config-file", CONFIG, "--weight", str(weights), "--device", "cpu", "--min-score", "0"]
+    shots = str(small.annotations.parent)
+
+    def ask(command: str, *words: str) -> int:
+        return mrb.main([command, shots, *words, *model, "--set", *options(small.narrow.folder, **keys)])
+
+    out = tmp_path / "found.json"
+    assert ask("label", "--labels", "kite, Bus_Stop", "--output", str(out)) == 0
+    found = json.loads(out.read_text())
+    assert [row["name"] for row in found["categories"]] == ["kite", "Bus_Stop"]
+    assert {row["category_id"] for row in found["annotations"]} <= {1, 2}
+    assert all("segmentation" in row for row in found["annotations"])
+    assert len(found["annotations"]) > 0
+    assert mrb.main(["data", "check", str(out), "--images", shots, "--output", str(tmp_path / "check")]) == 0
+    assert ask("detect", "--labels", "zebra", "--output", str(tmp_path / "drawn")) == 0
+
+    data = json.loads(small.annotations.read_text())
+    names = [{"id": n, "name": name} for n, name in enumerate(("zebra", "bus stop", "kite"), 1)]
+    data |= {"categories": names, "annotations": [row for row in data["annotations"] if row["category_id"] <= 3]}
+    other = small.annotations.with_name("other.json")
+    other.write_text(json.dumps(data))
+    entry = {"ann_file": str(other), "img_dir": shots}
+    task = tmp_path / "task.yaml"
+    task.write_text(json.dumps({"DATASETS": {"REGISTER": {"own": entry}, "TEST": ["own"]}}))
+    argv = ["eval", "--tasks", str(task), *model[:4], "--output", str(tmp_path / "out")]
+    assert mrb.main([*argv, "--set", *options(small.narrow.folder, **keys)]) == 0
+    (results,) = (tmp_path / "out").rglob("results.json")
+    assert [row["name"] for row in json.loads(results.read_text())["per_category"]["bbox"]] == [
+        row["name"] for row in names
+    ]
+    capsys.readouterr()
+    assert ask("label", "--labels", "kite, submarine", "--output", str(tmp_path / "more.json")) == 2
+    assert "no embedding of 'submarine': it has zebra, bus stop, kite" in capsys.readouterr().err
 
 
 def losses(detector: CenterNet2, *targets: Target) -> dict[str, Tensor]:

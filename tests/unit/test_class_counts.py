@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
 import torch
 
+from maskrcnn_benchmark import mrb
 from maskrcnn_benchmark.data.class_counts import class_chances
 from maskrcnn_benchmark.data.datasets.labelled import LabelledPictures, LabelOptions
 from maskrcnn_benchmark.data.drawn import CLASSES
@@ -49,6 +51,35 @@ def test_what_the_categories_say_goes_before(tmp_path: Path) -> None:
     chances = class_chances(cfg, [labelled(tmp_path, told=5)])
     assert chances is not None
     assert chances.tolist() == [5, 6, 7, 8, 9, 10, 11, 12]
+
+
+def test_without_rare_boxes_classes_are_drawn_as_in_all_of_lvis(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rare classes have no boxes on LVIS-base, and are drawn all the same: the file keeps their pictures."""
+    labelled(tmp_path, told=5)
+    whole = tmp_path / "lvis_v1_train.json"
+    data = json.loads((tmp_path / "5_False.json").read_text())
+    frequency = dict.fromkeys((1, 3), "r")
+    data["categories"] = [{**row, "frequency": frequency.get(row["id"], "f")} for row in data["categories"]]
+    whole.write_text(json.dumps(data))
+    assert mrb.main(["data", "lvis", str(whole)]) == 0
+    base = tmp_path / "lvis_v1_train_norare.json"
+    assert json.loads(base.read_text())["annotations"] == []
+    cfg = narrow_cfg("phase 2", tmp_path, MODEL__FED_LOSS__ENABLED=True, MODEL__FED_LOSS__FREQ_POWER=1.0)
+    part = LabelSet(LabelledPictures(tmp_path, base, "base"), ResizeShortestEdge((64,), 64), tuple(CLASSES))
+    with caplog.at_level(logging.INFO):
+        chances = class_chances(cfg, [part])
+    assert chances is not None
+    assert chances.tolist() == [5, 6, 7, 8, 9, 10, 11, 12]
+    assert f"drawn of 8, by image_count in the categories of {base}" in caplog.text
+
+
+def test_the_log_says_when_the_training_pictures_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cfg = narrow_cfg("phase 2", tmp_path, MODEL__FED_LOSS__ENABLED=True)
+    with caplog.at_level(logging.INFO):
+        class_chances(cfg, [labelled(tmp_path)])
+    assert "drawn of 8, by the pictures of drawn; 6 of them have none and are never drawn" in caplog.text
 
 
 def test_no_classes_are_drawn_where_all_count(tmp_path: Path) -> None:

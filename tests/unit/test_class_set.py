@@ -147,6 +147,19 @@ def test_classes_that_do_not_fit(tmp_path: Path) -> None:
         build_training_data(closed_config(tmp_path, {key: rows[key] for key in ("one", "dirs")}), None)
 
 
+def test_names_may_be_written_as_in_lvis(tmp_path: Path) -> None:
+    entries = {}
+    for folder, ends in (("a", "{} one"), ("b", "{}_One")):
+        tree = coco(2)
+        tree["categories"] = [{**row, "name": ends.format(row["name"])} for row in tree["categories"]]
+        path = write(tmp_path / folder, tree)
+        entries[folder] = {"kind": "coco", "img_dir": str(path.parent), "ann_file": str(path)}
+    cfg = closed_config(tmp_path, entries, classes=len(tree["categories"]))
+    assert build_training_data(cfg, None).classes == tuple(
+        f"{row['name'].removesuffix('_One')} one" for row in tree["categories"]
+    )
+
+
 def test_entries_that_are_refused(tmp_path: Path) -> None:
     rows = labelled(tmp_path)
     refused = [

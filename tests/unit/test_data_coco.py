@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from maskrcnn_benchmark.data.datasets.coco import CocoDataset
+from maskrcnn_benchmark.data.datasets.picture_rows import PictureRows
 from maskrcnn_benchmark.errors import DataError
 from tests.unit.coco_files import coco, write
 
@@ -28,6 +29,19 @@ def test_every_picture_in_the_order_of_its_id(tmp_path: Path) -> None:
     sample = found[0]
     assert sample.meta.orig_size == (24, 32) == (sample.image.height, sample.image.width)
     assert (sample.meta.dataset, sample.meta.file) == ("mine", str(tmp_path / "1.png"))
+
+
+def test_rows_of_pictures_come_back_as_they_were() -> None:
+    names, ids = ["a/ü 1.png", "", "n02123045/n02123045_9.JPEG"], [7, 9, 2**40]
+    rows = [{"id": i, "file_name": name, "width": 5, "height": 4} for i, name in zip(ids, names, strict=True)]
+    rows[1] |= {"height": None}
+    for ids_now in (ids, ["7", 9, 2**70]):
+        found = PictureRows([{**row, "id": i} for row, i in zip(rows, ids_now, strict=True)])
+        assert [found.image_id(i) for i in range(3)] == ids_now
+        assert [found.name(i) for i in (0, 1, 2, -1)] == [*names, names[-1]]
+        assert [found.size(i) for i in range(3)] == [(4, 5), None, (4, 5)]
+    assert all(type(PictureRows(rows).image_id(i)) is int for i in range(3))
+    assert len(PictureRows([])) == 0
 
 
 def test_boxes_hold_their_last_pixel_unless_told_otherwise(tmp_path: Path) -> None:

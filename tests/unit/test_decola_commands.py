@@ -151,6 +151,29 @@ def test_a_batch_that_processes_cannot_share_is_refused(
     assert "SOLVER.IMS_PER_BATCH 16 cannot be shared by 3 processes" in capsys.readouterr().err
 
 
+def test_boxes_of_some_classes_of_a_larger_network(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """LVIS-base beside ImageNet-21k: the file of boxes has to list all classes, not to have boxes of all."""
+    shutil.copytree(world, tmp_path / "world")
+    file = tmp_path / "world" / "datasets" / "lvis" / "lvis_v1_train_norare.json"
+    data = json.loads(file.read_text())
+    few = {row["id"] for row in data["categories"][:5]}
+    boxes = [row for row in data["annotations"] if row["category_id"] in few]
+    file.write_text(json.dumps({**data, "categories": data["categories"][:5], "annotations": boxes}))
+    command = (
+        "--config-file BoxSup+ST-DeformDETR_LbaseI21k_CLIP_R5021k_4x_ft4x.yaml --dry-run MODEL.WEIGHTS "
+        f"{BOX_SUP} DATASETS.TRAIN \"('lvis_v1_train_norare', 'imagenet_lvis_v1')\""
+    )
+    assert run(tmp_path / "world", command, monkeypatch) == 2
+    told = capsys.readouterr().err
+    assert f"NUM_CLASSES {len(CLASSES)} " in told
+    assert "lvis_v1_train_norare has 5" in told
+    assert "or give it a file whose categories are all of them" in told
+    file.write_text(json.dumps({**data, "annotations": boxes}))
+    assert run(tmp_path / "world", command, monkeypatch) == 0
+
+
 def test_pictures_go_to_weights_and_biases(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "wandb.py").write_text(FAKE_WANDB, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)

@@ -1,6 +1,8 @@
-"""What each tuning mode trains, on narrow FIBER and GLIP."""
+"""What each tuning mode trains, on narrow FIBER and GLIP; what else freezes."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from maskrcnn_benchmark.modeling.build import build_detector
 from maskrcnn_benchmark.modeling.interface import Detector
 from maskrcnn_benchmark.solver.build import build_solver
 from maskrcnn_benchmark.solver.plan import make_plan
+from tests.narrow_decola import narrow_cfg
 from tests.unit.test_grounding import NARROW, SYSTEMS
 from tests.unit.test_grounding_losses import BOXES, batch
 
@@ -137,6 +140,19 @@ def test_single_keys_work_without_a_mode() -> None:
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained
     assert all(name.startswith(("fusion_backbone.backbone.fpn", HEAD)) for name in trained)
+
+
+@pytest.mark.parametrize("kind", ["phase 1", "baseline"])
+def test_the_body_of_decola_freezes(kind: str, tmp_path: Path) -> None:
+    cfg = narrow_cfg(kind, tmp_path, MODEL__BACKBONE__FREEZE=True)
+    model = build_detector(cfg)
+    freeze(cfg, model.train())
+    body = "detr.backbone.0.backbone"
+    assert {name.startswith(body) for name, value in model.named_parameters() if not value.requires_grad} == {True}
+    assert not any(value.requires_grad for value in model.get_submodule(body).parameters())
+    assert not model.get_submodule(body).training
+    row = next(line for line in count_table(model).splitlines() if "detr.backbone" in line)
+    assert "evaluation" in row
 
 
 def test_probe_of_parts_that_train_is_refused() -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import tarfile
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from maskrcnn_benchmark.data.datasets.tar import TarPictures
 from maskrcnn_benchmark.data.draws import rng_for
 from maskrcnn_benchmark.data.label_transforms import Crop, Flip, Resize, ResizeShortestEdge, apply
 from maskrcnn_benchmark.data.lvis_files import counted, read_lvis, without_rare
-from maskrcnn_benchmark.data.set_samplers import MultiSetSampler, RepeatFactorSampler, repeat_factors
+from maskrcnn_benchmark.data.set_samplers import MultiSetSampler, RepeatFactorSampler, repeat_factors, times_before
 from maskrcnn_benchmark.data.training import TrainingData, build_training_data
 from maskrcnn_benchmark.data.transforms import Normalise, rounded_size
 from maskrcnn_benchmark.errors import ConfigError, DataError
@@ -255,6 +256,30 @@ def test_pictures_in_tar_files(tmp_path: Path) -> None:
     path = write(tmp_path / "names", images=[{**images[0], "tar_index": 3}], annotations=[])
     with pytest.raises(DataError, match="tar_index 3 is not one of the 3 pictures"):
         LabelledPictures(tmp_path, path, tars=tars)
+
+
+def test_batches_of_many_pictures_take_little_memory() -> None:
+    """An epoch of the 1.2 million pictures of ImageNet-LVIS is numbers in an array, not objects."""
+    count = 20_000
+    weights, sources = torch.ones(count), np.zeros(count, np.int64)
+    sampler = MultiSetSampler(weights, sources, np.arange(count) % 2 == 0, (4,), 5)
+    sampler.batches(0)
+    tracemalloc.start()
+    batches = sampler.batches(1)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(batches) == count // 4
+    assert kept < 24 * count  # bytes; a list of lists takes 80 for each picture
+    assert batches[2:] == list(batches)[2:]
+    assert batches[1:7:2] == list(batches)[1:7:2]
+    assert batches[-1] == list(batches)[-1]
+    assert batches[3:3] == []
+
+
+@pytest.mark.parametrize("values", [[], [4], [2, 2, 2], [3, 1, 3, 0, 1, 3]])
+def test_a_picture_that_comes_again_is_counted(values: list[int]) -> None:
+    expected = [values[:place].count(value) for place, value in enumerate(values)]
+    assert times_before(np.array(values, np.int64)).tolist() == expected
 
 
 def test_lvis_without_rare_classes(tmp_path: Path) -> None:

@@ -56,13 +56,17 @@ def test_resnet_is_that_of_torchvision(layers: int, dilated: bool) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Mapping deprecated model name")  # of the other one here
-@pytest.mark.parametrize("name", ["tf_efficientnet_b0_ns", "resnet18"])
+@pytest.mark.parametrize(
+    ("name", "dilated"), [("tf_efficientnet_b0_ns", False), ("tf_efficientnet_b0_ns", True), ("resnet18", False)]
+)
 @torch.no_grad()
-def test_timm_body_is_timm_with_frozen_norms(name: str) -> None:
+def test_timm_body_is_timm_with_frozen_norms(name: str, dilated: bool) -> None:
     """Also the norms inside of numbered children, such as those of shortcuts."""
     timm = pytest.importorskip("timm")
-    theirs = filled(timm.create_model(name, features_only=True, out_indices=(1, 2, 3, 4)))
-    ours = build_timm_body(name, "test")
+    options = {"output_stride": 16} if dilated else {}
+    theirs = filled(timm.create_model(name, features_only=True, out_indices=(1, 2, 3, 4), **options))
+    chosen = ["MODEL.BACKBONE.CONV_BODY", f"timm_{name}", "MODEL.MDETR.DILATION", str(dilated)]
+    ours = build_mdetr_body(load_cfg(opts=chosen))
     for module in theirs.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eps = 1e-5
@@ -74,8 +78,10 @@ def test_timm_body_is_timm_with_frozen_norms(name: str) -> None:
     x = torch.randn(2, 3, 65, 97)
     if name != "resnet18":
         ours.eval()  # it has dropped paths in training
-    for value, expected in zip(ours(x), theirs(x), strict=True):
+    found = ours(x)
+    for value, expected in zip(found, theirs(x), strict=True):
         torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-4)
+    assert (found[-1].shape[2:] == found[-2].shape[2:]) is dilated
     assert ours.channels == [value.shape[1] for value in theirs(x)]
 
 
@@ -87,6 +93,8 @@ def test_timm_body_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
         build_timm_body("vit_tiny_patch16_224", "here")
     with pytest.raises(ConfigError, match=r"'timm_swin_tiny_patch4_window7_224' .* channels last"):
         build_timm_body("swin_tiny_patch4_window7_224", "here")
+    with pytest.raises(ConfigError, match=r"no such network with maps of features, dilated .*output_stride"):
+        build_timm_body("efficientvit_b0", "here", dilated=True)
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ConfigError, match=r"needs timm, which is not installed: pip install 'timm>=1.0'"):
         build_timm_body("resnet18", "here")

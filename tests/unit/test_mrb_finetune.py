@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from maskrcnn_benchmark import mrb
@@ -19,8 +20,11 @@ from maskrcnn_benchmark.data.forms.read import usable
 from maskrcnn_benchmark.data.forms.recognise import recognise
 from maskrcnn_benchmark.data.forms.task import clean, divide, take
 from maskrcnn_benchmark.errors import DataError, PromptError
+from maskrcnn_benchmark.evaluation.coco import CocoEvaluator
+from maskrcnn_benchmark.structures import Detections, ImageMeta
 from tests.golden.common import shared_path
 from tests.narrow import CONFIG, Narrow, make_narrow
+from tests.unit.voc_files import voc_object, write_voc
 
 SMALL = (
     *("INPUT.MIN_SIZE_TRAIN", "64", "INPUT.MAX_SIZE_TRAIN", "96", "AUGMENT.MULT_MIN_SIZE_TRAIN", "()"),
@@ -102,6 +106,30 @@ def test_coco_files_with_splits_are_used_where_they_are(tmp_path: Path) -> None:
     assert any("cup -> coffee cup" in line for line in taken.said)
 
 
+def test_difficult_objects_of_voc_are_not_taught_and_do_not_count(
+    narrow: Narrow, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where VOC was converted to COCO before; what finds one of them is scored as if it had not."""
+    dog, sofa, folder = voc_object("dog", 2, 2, 12, 12), voc_object("sofa", 32, 2, 39, 28), tmp_path / "voc"
+    write_voc(folder, {"a": [dog, sofa, voc_object("sofa", 1, 1, 20, 10, difficult=1)]}, split="train")
+    write_voc(folder, {"b": [dog, sofa, voc_object("sofa", 5, 5, 30, 25, difficult=1)]}, split="val")
+    convert(usable(recognise(folder)), tmp_path / "coco", "coco")
+    for source in (folder, tmp_path / "coco"):
+        output = tmp_path / f"of_{source.name}"
+        assert tune(narrow, output, "--data", str(source), "--dry-run", "--no-estimate") == 0
+        told = capsys.readouterr().out
+        assert "difficult: 1 are left out of the training, 1 of val are neither right nor wrong" in told
+        files = {name: Path(row["ann_file"]) for name, row in task_of(output)["DATASETS"]["REGISTER"].items()}
+        taught = json.loads(files["train"].read_text())["annotations"]
+        assert [row["bbox"] for row in taught] == [[1, 1, 11, 11], [31, 1, 8, 27]]
+    right = [[1.0, 1, 12, 12], [31.0, 1, 39, 28]]
+    for more, score in (([], 1.0), ([[4.0, 4, 30, 25]], 1.0), ([[0.0, 0, 2, 29]], 0.75)):
+        evaluator = CocoEvaluator(files["val"], {1: 1, 2: 2}, plus_one=False)
+        labels, scores = torch.tensor([1, 2, 2][: 2 + len(more)]), torch.tensor([0.8, 0.8, 0.9][: 2 + len(more)])
+        evaluator.update([Detections(torch.tensor(right + more), scores, labels, ImageMeta(1, (30, 40), (30, 40)))])
+        assert evaluator.summary()["AP50"] == pytest.approx(score)
+
+
 def pictures(folder: Path, count: int, name: str = "cup") -> list[Picture]:
     return [
         Picture(folder / f"{i}.png", f"{i}.png", (9, 9), (Thing(name, (1, 1, 5, 5)),), folder) for i in range(count)
@@ -151,7 +179,7 @@ def test_names_become_words(tmp_path: Path) -> None:
         (["--names", "cup"], "'cup' is not CLASS=WORDS"),
         (["--caption-prompt", "nowhere.yaml"], "--caption-prompt 'nowhere.yaml': no such file"),
         (["--model", "fibre-b"], "no released model is called 'fibre-b'"),
-        (["--model", "decola-r50-lbase-phase1"], "this version has no config for it"),
+        (["--model", "mdetr-clevr"], "this version has no config for it"),
         (["--config-file", "configs/mdetr/pretrain_r101.yaml"], "mrb finetune tunes FIBER and GLIP"),
         (["--output", "a,b"], "a comma cannot be in the name"),
     ],

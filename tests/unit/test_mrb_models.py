@@ -14,6 +14,7 @@ import pytest
 
 from maskrcnn_benchmark import mrb
 from maskrcnn_benchmark.checkpoint import zoo
+from maskrcnn_benchmark.checkpoint.io import find_weights
 from maskrcnn_benchmark.config import load_cfg
 from maskrcnn_benchmark.errors import ConfigError, WeightsError
 from maskrcnn_benchmark.paths import config_root
@@ -72,7 +73,7 @@ def get(one: zoo.Released, folder: Path) -> tuple[Path, list[str]]:
 
 def test_every_entry_is_whole() -> None:
     models = zoo.released()
-    systems = {"FIBER", "GLIP", "MDETR", "DECOLA", "CLIP", "DAP", "maskrcnn-benchmark", "MSRA"}
+    systems = {"FIBER", "GLIP", "MDETR", "DECOLA", "CLIP", "DAP", "maskrcnn-benchmark", "MSRA", "detectron2"}
     assert {model.system for model in models.values()} == systems
     assert len({model.file for model in models.values()}) == len(models)
     for model in models.values():
@@ -81,11 +82,37 @@ def test_every_entry_is_whole() -> None:
         assert model.code
         assert model.weights
         assert model.data
-        assert "/" not in model.file
+        assert "/" not in model.file or model.system == "detectron2"
         assert all(url.startswith("https://") and " " not in url for url in model.urls)
         assert re.fullmatch(r"([0-9a-f]{64})?", model.sha256)
         if model.config:
             assert (config_root().parent / model.config).is_file() or load_cfg(model.config)
+
+
+def test_every_model_of_decola_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the config of its file's name, and what a training with that config asks for is where `get` puts it."""
+    monkeypatch.setenv("MODEL", str(tmp_path))
+    models = [model for model in zoo.released().values() if model.system == "DECOLA"]
+    assert all(Path(model.config).stem == Path(model.file).stem for model in models)
+    phase_1 = tmp_path / zoo.find("decola-r50-lbase-phase1").file
+    phase_1.write_bytes(b"")
+    assert find_weights(load_cfg(zoo.find("decola-r50-lbase-phase2").config).MODEL.WEIGHT) == phase_1
+
+
+def test_addresses_of_detectron2_are_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODEL", str(tmp_path))
+    name = load_cfg("configs/decola/Base-DeformDETR_L_R50_4x.yaml").MODEL.WEIGHT
+    file = tmp_path / "ImageNetPretrained" / "torchvision" / "R-50.pkl"
+    address = "https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/torchvision/R-50.pkl"
+    (tmp_path / "R-50.pkl").write_bytes(b"")  # that of Caffe2, which is another one
+    with pytest.raises(WeightsError, match=f"fetch {address} and put it at one of {file}"):
+        find_weights(name)
+    (released,) = [model for model in zoo.released().values() if name == f"detectron2://{model.file}"]
+    assert released.urls == (address,)
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"")
+    assert find_weights(name) == file
+    assert zoo.weights_of(released) == file
 
 
 def test_mirrors_become_addresses() -> None:

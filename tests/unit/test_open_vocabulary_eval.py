@@ -8,11 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
+from maskrcnn_benchmark import cli
+from maskrcnn_benchmark.checkpoint.io import save_weights
+from maskrcnn_benchmark.config import load_cfg
+from maskrcnn_benchmark.data.drawn import CLASSES, World, write_coco
 from maskrcnn_benchmark.errors import DataError
 from maskrcnn_benchmark.evaluation.lvis_open import OpenLvisEvaluator
 from maskrcnn_benchmark.evaluation.openimages import OpenImagesEvaluator
+from maskrcnn_benchmark.modeling.build import build_detector
 from maskrcnn_benchmark.structures import Detections, ImageMeta
+from tests.narrow_decola import CONFIGS, narrow_options
+from tools import test_grounding_net
 
 Row = dict[str, Any]
 TREE = {"LabelName": "/m/root", "Subcategory": [{"LabelName": "/m/1", "Subcategory": [{"LabelName": "/m/2"}]}]}
@@ -123,3 +131,45 @@ def test_the_most_detections_of_a_class() -> None:
     evaluator.update([found(1, (1, 0.9, OTHER), (1, 0.8, BOX))])
     assert evaluator.summary()["AP-novel"] == 0.0
     assert "C-AP@300" not in evaluator.summary()
+
+
+def test_a_registered_set_of_openimages_is_scored_with_its_hierarchy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Round things are above all other classes of the drawn world: what is found of these is one of them too."""
+    written = write_coco(tmp_path / "drawn", World(1, size=(96, 128), classes=CLASSES), 2)
+    data = json.loads(written.annotations.read_text())
+    for row in data["categories"]:
+        row["freebase_id"] = f"/m/{row['id']}"
+    everything = [row["id"] for row in data["categories"]]
+    data["images"] = [{**row, "pos_category_ids": everything, "neg_category_ids": []} for row in data["images"]]
+    written.annotations.write_text(json.dumps(data))
+    tree = tmp_path / "hierarchy.json"
+    below = [{"LabelName": f"/m/{number}"} for number in everything[1:]]
+    tree.write_text(json.dumps({"LabelName": "/m/0bl9f", "Subcategory": [{"LabelName": "/m/1", "Subcategory": below}]}))
+    opts = narrow_options(tmp_path)
+    save_weights(build_detector(load_cfg(CONFIGS["phase 2"], opts=opts)).state_dict(), tmp_path / "seeded.pth")
+
+    def score(output: str, **keys: object) -> int:
+        entry = {"kind": "lvis", "evaluator": "openimages", "img_dir": str(tmp_path / "drawn"), **keys}
+        entry["ann_file"] = str(written.annotations)
+        task = tmp_path / "task.yaml"
+        task.write_text(yaml.safe_dump({"DATASETS": {"REGISTER": {"oid_mine": entry}, "TEST": ["oid_mine"]}}))
+        argv = [
+            "--config-file",
+            CONFIGS["phase 2"],
+            "--weight",
+            str(tmp_path / "seeded.pth"),
+            "--task_config",
+            str(task),
+        ]
+        return cli.run(test_grounding_net.main, [*argv, *opts, "OUTPUT_DIR", str(tmp_path / output)])
+
+    for output, keys in (("alone", {}), ("expanded", {"hierarchy": str(tree)})):
+        assert score(output, **keys) == 0
+        (results,) = (tmp_path / output).rglob("results.json")
+        assert json.loads(results.read_text())["protocol"]["detections_expanded"] == bool(keys)
+    assert score("wrong", hierarchy="absent.json") == 2
+    assert "data set 'oid_mine': hierarchy 'absent.json' not found" in capsys.readouterr().err
+    assert score("wrong", hierarchy=str(tree), evaluator="lvis") == 2
+    assert "hierarchy goes with the evaluator openimages" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from maskrcnn_benchmark.checkpoint.io import save_weights
 from maskrcnn_benchmark.config import load_cfg
 from maskrcnn_benchmark.data.drawn import CLASSES, World, write_coco
 from maskrcnn_benchmark.data.drawn.forms import write_lvis
-from maskrcnn_benchmark.errors import PromptError
+from maskrcnn_benchmark.errors import DataError, PromptError
 from maskrcnn_benchmark.modeling.build import build_detector
 from maskrcnn_benchmark.text.class_bank import ClassBank, write_bank
 from tools import (
@@ -130,6 +130,19 @@ def test_each_size_has_its_own_file(
     make_multi_resolution_pseudo_annotations.main(["--sizes", "80", "96", *common])
     deduplicate_pseudo_annotations.main(["--ioiu_thres", "0.9", *common])
     assert json.loads((tmp_path / "x.json").read_text()) == json.loads(first)
+
+
+def test_a_file_that_is_missing_is_told_with_what_writes_it(place: Place, tmp_path: Path) -> None:
+    common = ["--annotation_name", "x", "--out_root", str(tmp_path)]
+    with pytest.raises(DataError, match=r"x\.json: no such .*: make_multi_resolution_pseudo_annotations\.py"):
+        deduplicate_pseudo_annotations.main(common)
+    with pytest.raises(
+        DataError, match=r"x_minsize_80\.json: no such .*: convert_predictions_to_pseudo_annotations\.py"
+    ):
+        make_multi_resolution_pseudo_annotations.main([*common, "--sizes", "80"])
+    words = [*common, "--annotation_path", str(place.annotations), "--prediction_path", str(tmp_path / "none.json")]
+    with pytest.raises(DataError, match=r"none\.json: no such predictions: `mrb self-label`"):
+        convert_predictions_to_pseudo_annotations.main(words)
 
 
 def test_an_interrupted_run_goes_on(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -362,7 +362,9 @@ def test_nothing_to_train_is_an_error() -> None:
     ("opts", "expected"),
     [
         ("", Plan(10, 1, 40000, 2500)),
+        ("SOLVER.CHECKPOINT_PERIOD 0 SOLVER.TEST_PERIOD 700", Plan(10, 1, 40000, 40000, 700)),
         ("SOLVER.MAX_EPOCH 3", Plan(10, 1, 30, 2500)),
+        ("SOLVER.MAX_EPOCH 3 SOLVER.CHECKPOINT_PERIOD 0", Plan(10, 1, 30, 30)),
         ("SOLVER.MAX_EPOCH 3 SOLVER.CHECKPOINT_PER_EPOCH 1.0", Plan(10, 1, 30, 10)),
         ("SOLVER.MAX_EPOCH 3 SOLVER.CHECKPOINT_PER_EPOCH 0.05", Plan(10, 1, 30, 1)),  # never none at all
         ("SOLVER.MAX_EPOCH 3 SOLVER.CHECKPOINT_PER_EPOCH 2 SOLVER.ACCUMULATION 4", Plan(10, 4, 8, 5)),

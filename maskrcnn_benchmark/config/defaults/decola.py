@@ -66,7 +66,7 @@ def _model() -> dict[str, Any]:
             "ENABLED": False,  # classes of a step: those of its objects and some of the others
             "NUM_CLASSES": 50,
             "FREQ_POWER": 0.5,  # classes are drawn in proportion to their pictures to the power of this
-            "CAT_FREQ_PATH": "",  # JSON with image_count per class; none: the training annotations are counted
+            "CAT_FREQ_PATH": "",  # JSON with image_count per class; none: that of the training annotations, or counted
         },
         "IMAGE_LABEL": {
             "LOSS": "max_size",  # max_size | max_score | first | min_loss | image | wsddn; none: no such loss

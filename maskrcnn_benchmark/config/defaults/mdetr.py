@@ -17,7 +17,7 @@ def tree() -> dict[str, Any]:
             "FFN_DIM": 2048,
             "DROPOUT": 0.1,  # of the transformer; the text encoder has a key of its own
             "POS_EMBED": "sine",  # sine | learned
-            "DILATION": False,  # of the last stage of a ResNet: maps at stride 16 ("DC5")
+            "DILATION": False,  # of the last stage of the body: maps at stride 16 ("DC5")
             "CONTRASTIVE_ALIGN": True,  # compare queries with tokens; with a mask head this is off
             "CONTRASTIVE": False,  # compare whole pictures with whole texts
             "PROJ_DIM": 64,  # of the space of either comparison

@@ -125,7 +125,7 @@ def _solver() -> dict[str, Any]:
         "IMS_PER_BATCH": 16,  # over all processes
         "ACCUMULATION": 1,  # batches whose gradients make one step
         "MAX_NEG_PER_BATCH": 0.1,
-        "CHECKPOINT_PERIOD": 2500,
+        "CHECKPOINT_PERIOD": 2500,  # iterations from one checkpoint to the next; 0: the last one alone
         "CHECKPOINT_PER_EPOCH": -1.0,
         "CHECKPOINT_EPOCH": 0.0,  # with MAX_EPOCH: epochs from one checkpoint to the next; 0: the keys above decide
         "TEST_PERIOD": 0,  # iterations from one evaluation to the next; 0: TEST.DURING_TRAINING decides

@@ -14,6 +14,7 @@ from PIL import Image
 from maskrcnn_benchmark.data.catalog import Entry
 from maskrcnn_benchmark.data.check import CocoAnnotations, read_annotations
 from maskrcnn_benchmark.data.datasets.categories import Row, overridden, visible
+from maskrcnn_benchmark.data.datasets.picture_rows import PictureRows
 from maskrcnn_benchmark.data.pictures import PictureError, Size, read_picture
 from maskrcnn_benchmark.data.sample import Sample
 from maskrcnn_benchmark.errors import DataError
@@ -56,7 +57,7 @@ class CocoDataset:
         if override_categories is not None:
             rows = overridden(rows, override_categories, data.categories, data.file)
         self.categories: list[tuple[int, str]] = [(row["id"], row["name"]) for row in rows]
-        self._images = [(row["id"], row["file_name"], _size(row)) for row in data.images]
+        self._images = PictureRows(data.images)
         self._index_boxes(data, plus_one)
         for note in self.notes:
             logger.warning("%s: %s", data.file, note)
@@ -71,10 +72,11 @@ class CocoDataset:
         Raises:
             DataError: see the class; also when the entry has a key that nothing here reads.
         """
-        for key in set(entry.options) - {"copies"}:  # which is for the plan of a training
+        read = {"copies", *(["hierarchy"] if entry.evaluator == "openimages" else [])}  # by trainings and by scoring
+        for key in sorted(set(entry.options) - read):
             raise DataError(
                 f"data set {entry.name!r}: nothing reads its key {key!r}: give img_dir, ann_file, and where needed "
-                "kind, evaluator or copies"
+                "kind, evaluator or copies; hierarchy goes with the evaluator openimages"
             )
         return cls(entry.images, entry.annotations, entry.name, override_categories)
 
@@ -102,7 +104,7 @@ class CocoDataset:
         Raises:
             PictureError: it is missing or damaged.
         """
-        image_id, file = self._images[index][0], self.file(index)
+        image_id, file = self._images.image_id(index), self.file(index)
         try:
             picture, note = self._picture(index)
         except PictureError as error:
@@ -118,7 +120,7 @@ class CocoDataset:
 
     def meta(self, index: int, orig_size: Size) -> ImageMeta:
         """What is known about a picture of (h, w) on disk."""
-        image_id, file = self._images[index][0], str(self.file(index))
+        image_id, file = self._images.image_id(index), str(self.file(index))
         return ImageMeta(image_id, size=orig_size, orig_size=orig_size, file=file, dataset=self.name)
 
     def classes_of(self, index: int) -> np.ndarray:
@@ -126,11 +128,11 @@ class CocoDataset:
         return np.asarray(self._labels[self._first[index] : self._first[index + 1]])
 
     def file(self, index: int) -> Path:
-        return self.folder / self._images[index][1]
+        return self.folder / self._images.name(index)
 
     def size(self, index: int) -> Size | None:
         """(h, w) that the annotations give; None when they do not."""
-        return self._images[index][2]
+        return self._images.size(index)
 
     def _index_boxes(self, data: CocoAnnotations, plus_one: bool) -> None:
         """Boxes of all pictures in one array: those of picture i are rows ``_first[i]`` to ``_first[i + 1]``."""
@@ -138,8 +140,8 @@ class CocoDataset:
         of_category = np.array([label_of.get(row["id"], 0) for row in data.categories], dtype=np.int64)
         labels = of_category[data.category]
         boxes = xywh_to_xyxy(torch.from_numpy(data.boxes.astype(np.float32)), plus_one)
-        sizes = [_size(row) or (2**30, 2**30) for row in data.images]
-        border = torch.tensor(sizes, dtype=torch.float32)[torch.from_numpy(data.picture)] - int(plus_one)
+        sizes = np.where(self._images.sizes > 0, self._images.sizes, 2**30).astype(np.float32)
+        border = torch.from_numpy(sizes[data.picture]) - int(plus_one)
         boxes = torch.minimum(boxes, border.flip(1).repeat(1, 2))
         solid = (boxes[:, 2:] > boxes[:, :2]).all(dim=1).numpy()
         thin = int((~solid & ~data.crowd).sum())
@@ -151,9 +153,3 @@ class CocoDataset:
         order = keep[np.argsort(data.picture[keep], kind="stable")]
         self._boxes, self._labels, self._ids = boxes.numpy()[order], labels[order], data.ids[order]
         self._first = np.searchsorted(data.picture[order], np.arange(len(data.images) + 1))
-
-
-def _size(row: Row) -> Size | None:
-    if row.get("width") is None or row.get("height") is None:
-        return None
-    return int(row["height"]), int(row["width"])

@@ -27,6 +27,7 @@ from maskrcnn_benchmark.data.check import (
 )
 from maskrcnn_benchmark.data.datasets.lvis import LvisDataset
 from maskrcnn_benchmark.data.datasets.tar import TarPictures
+from maskrcnn_benchmark.data.index import first_rows
 from maskrcnn_benchmark.data.pictures import PictureError, read_picture
 from maskrcnn_benchmark.data.sample import Sample
 from maskrcnn_benchmark.errors import DataError
@@ -94,7 +95,12 @@ class LabelledPictures(LvisDataset):
     @property
     def sizes(self) -> np.ndarray:
         """(N, 2) int h, w; 0 where the annotations do not tell."""
-        return np.array([size or (0, 0) for _, _, size in self._images], dtype=np.int64).reshape(-1, 2)
+        return self._images.sizes
+
+    @property
+    def told(self) -> bool:
+        """Whether the categories of the file say in how many pictures they are."""
+        return self._told is not None
 
     @property
     def pictures_of_classes(self) -> list[int]:
@@ -131,13 +137,13 @@ class LabelledPictures(LvisDataset):
         if self.tars is None:
             return super()._picture(index)
         try:
-            data = self.tars.read(self._tar_index[index])
+            data = self.tars.read(int(self._tar_index[index]))
         except (OSError, zlib.error) as error:
             raise PictureError(self.file(index), f"damaged ({error})") from None
         return read_picture(self.file(index), self.size(index), data)
 
     def _image_labels(self, index: int) -> np.ndarray:
-        return np.array(sorted({self._label_of[category] for category in self._positive[index]}), dtype=np.int64)
+        return np.unique(self._positive[self._positive_first[index] : self._positive_first[index + 1]])
 
     def _read(self, annotations: Path) -> CocoAnnotations:
         data = as_lists(read_json(annotations), annotations)
@@ -156,11 +162,13 @@ class LabelledPictures(LvisDataset):
         counts = [row.get("image_count") for row in found.categories]
         known = [count for count in counts if type(count) is int and count >= 0]
         self._told = known if len(known) == len(counts) else None
-        self._label_of = {row["id"]: label for label, row in enumerate(found.categories, 1)}
-        refuse(annotations, unknown_labels(found.images, set(self._label_of)))
+        label_of = {row["id"]: label for label, row in enumerate(found.categories, 1)}
+        refuse(annotations, unknown_labels(found.images, set(label_of)))
         found = self._some(found)
-        self._positive = [row.get(LABELS) or [] for row in found.images]
-        self._tar_index = [row.get("tar_index", 0) for row in found.images]
+        positive = [row.get(LABELS) or [] for row in found.images]
+        self._positive = np.array([label_of[category] for row in positive for category in row], dtype=np.int64)
+        self._positive_first = first_rows([len(row) for row in positive])
+        self._tar_index = np.array([row.get("tar_index", 0) for row in found.images], dtype=np.int64)
         return found
 
     def _confident(self, rows: list[Row]) -> list[Row]:

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -60,7 +60,10 @@ def take(
     splits = divide(data, val_part, seed, said)
     for picture in (picture for pictures in splits.values() for picture in pictures):
         need_picture(picture)
-    register, ids = _as_they_are(layout, splits) or _converted(data, splits, folder, said)
+    marked = any(thing.difficult for pictures in splits.values() for picture in pictures for thing in picture.things)
+    if marked:
+        splits = set_aside(splits, said)
+    register, ids = (None if marked else _as_they_are(layout, splits)) or _converted(data, splits, folder, said)
     categories = [{"id": ids[name], "name": words[name]} for name in data.classes]
     return Taken(register, categories, said)
 
@@ -91,10 +94,33 @@ def divide(data: DataSet, val_part: float, seed: int, said: list[str]) -> dict[s
             f"--seed {seed})"
         )
     for name in data.classes:
-        without = [s for s, rows in splits.items() if not any(t.name == name for p in rows for t in p.things)]
-        if "train" in without:
+        if not any(t.name == name and not t.difficult for p in splits["train"] for t in p.things):
             said.append(f"no box of {name!r} in the training set: it is asked for, and not learnt")
     return {name: splits[name] for name in in_order([*splits])}
+
+
+def set_aside(splits: Mapping[str, Sequence[Picture]], said: list[str]) -> dict[str, list[Picture]]:
+    """Objects marked as difficult, as PASCAL VOC has it: not taught, and neither right nor wrong where they are found.
+
+    In COCO files the latter are crowds.
+    """
+    parts = {}
+    for split, pictures in splits.items():
+        kept = []
+        for picture in pictures:
+            if split == "train":
+                things = tuple(thing for thing in picture.things if not thing.difficult)
+            else:
+                things = tuple(replace(thing, crowd=thing.crowd or thing.difficult) for thing in picture.things)
+            kept.append(replace(picture, things=things))
+        parts[split] = kept
+    counts = {name: sum(t.difficult for p in pictures for t in p.things) for name, pictures in splits.items()}
+    others = ", ".join(f"{count} of {name}" for name, count in counts.items() if name != "train" and count)
+    said.append(
+        f"objects marked as difficult: {counts['train']} are left out of the training"
+        f"{f', {others} are neither right nor wrong where they are found' if others else ''}"
+    )
+    return parts
 
 
 def clean(name: str) -> str:
@@ -151,7 +177,4 @@ def _converted(
         path.write_text(json.dumps(coco_tree(pictures, data.classes, names)), encoding="utf-8")
         register[split] = {"img_dir": str(common), "ann_file": str(path.resolve())}
     said.append(f"annotations written as COCO: {folder}; pictures stay in {common}")
-    marked = sum(thing.difficult for pictures in splits.values() for p in pictures for thing in p.things)
-    if marked:
-        said.append(f"{marked} objects marked as difficult are taught and scored like all others")
     return register, {name: index for index, name in enumerate(data.classes, 1)}

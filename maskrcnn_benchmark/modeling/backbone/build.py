@@ -68,18 +68,19 @@ def build_mdetr_body(cfg: Cfg) -> nn.Module:
     """The body of MDETR: pixels -> maps at strides 4 to 32, whose widths are its ``channels``.
 
     Raises:
-        ConfigError: ``MODEL.BACKBONE.CONV_BODY`` is neither a ResNet of torchvision's form nor a network of timm.
+        ConfigError: ``MODEL.BACKBONE.CONV_BODY`` is neither a ResNet of torchvision's form nor a network of timm, or
+            it cannot be dilated.
     """
     key = "MODEL.BACKBONE.CONV_BODY"
     name, dilated = cfg.MODEL.BACKBONE.CONV_BODY, cfg.MODEL.MDETR.DILATION
     layers = {f"R-{layers}-MDETR": layers for layers in (*BASIC_DEPTHS, *DEPTHS)}
-    if dilated and layers.get(name) not in DEPTHS:
+    if dilated and layers.get(name) in BASIC_DEPTHS:
         source = cfg.source("MODEL.MDETR.DILATION")
         raise ConfigError(
             f"MODEL.MDETR.DILATION True ({source}): {name} has no blocks for it, use R-50-MDETR or deeper"
         )
     if name.startswith(PREFIX):
-        return build_timm_body(name.removeprefix(PREFIX), cfg.source(key))
+        return build_timm_body(name.removeprefix(PREFIX), cfg.source(key), dilated)
     if name not in layers:
         raise ConfigError(
             f"{key} {name!r} ({cfg.source(key)}): MDETR has {', '.join(layers)}, and timm_ with a name of timm's"

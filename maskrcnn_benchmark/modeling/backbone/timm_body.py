@@ -32,7 +32,7 @@ class FrozenBatchNormAct2d(FrozenBatchNorm2d):
         return self.act(super().forward(x))
 
 
-def build_timm_body(name: str, source: str) -> nn.Module:
+def build_timm_body(name: str, source: str, dilated: bool = False) -> nn.Module:
     """A network of timm with fresh weights: pixels -> maps at strides 4, 8, 16, 32, whose widths are ``channels``.
 
     Its batch normalisation is frozen; all else trains.
@@ -40,6 +40,7 @@ def build_timm_body(name: str, source: str) -> nn.Module:
     Args:
         name: As timm calls it, such as "tf_efficientnet_b3_ns".
         source: Who asked for it, for messages.
+        dilated: Dilated convolutions in the place of the last stride: the last map is at stride 16 too.
 
     Raises:
         ConfigError: timm is not installed, does not know the name, or the network has no such maps.
@@ -52,7 +53,7 @@ def build_timm_body(name: str, source: str) -> nn.Module:
         if missing := [str(stride) for stride in STRIDES if stride not in reductions]:
             raise ConfigError(f"{told}: it has no map at stride {', '.join(missing)}, but at {reductions}")
         indices = tuple(len(reductions) - 1 - reductions[::-1].index(stride) for stride in STRIDES)
-        body: Any = create(name, features_only=True, out_indices=indices)
+        body: Any = create(name, features_only=True, out_indices=indices, **({"output_stride": 16} if dilated else {}))
     except (
         RuntimeError,
         ValueError,
@@ -62,8 +63,9 @@ def build_timm_body(name: str, source: str) -> nn.Module:
         AssertionError,
         NotImplementedError,
     ) as error:
+        kind = ", dilated" if dilated else ""
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ConfigError(f"{told}: timm has no such network with maps of features ({reason[:160]})") from error
+        raise ConfigError(f"{told}: timm has no such network with maps of features{kind} ({reason[:160]})") from error
     if getattr(body, "output_fmt", "NCHW") == "NHWC":
         raise ConfigError(f"{told}: its maps have channels last; use a convolutional network")
     freeze_norms(body)

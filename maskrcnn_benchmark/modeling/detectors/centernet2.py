@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import reduce
@@ -23,6 +23,7 @@ from maskrcnn_benchmark.modeling.criterion.centernet import CenterCriterion
 from maskrcnn_benchmark.modeling.criterion.lessons import image_labels
 from maskrcnn_benchmark.modeling.criterion.rcnn import BoxCriterion, Sampling
 from maskrcnn_benchmark.modeling.detectors import DETECTORS
+from maskrcnn_benchmark.modeling.detectors.named import NamedDetector
 from maskrcnn_benchmark.modeling.detectors.rcnn import ClosedDetector
 from maskrcnn_benchmark.modeling.heads.cascade import (
     BoxLimits,
@@ -37,14 +38,16 @@ from maskrcnn_benchmark.modeling.heads.class_tables import build_class_table
 from maskrcnn_benchmark.modeling.heads.region_masks import RegionMaskHead, paste
 from maskrcnn_benchmark.modeling.heads.roi_box import Pooler
 from maskrcnn_benchmark.modeling.heads.select import Boxes
-from maskrcnn_benchmark.modeling.heads.zero_shot import RegionClassifier
+from maskrcnn_benchmark.modeling.heads.zero_shot import RegionClassifier, ZeroShotClassifier
 from maskrcnn_benchmark.modeling.interface import ALONE, Batch, ImageState, Losses, Peers, TextState
 from maskrcnn_benchmark.structures import Detections, ImageBatch, ImageMeta
 from maskrcnn_benchmark.structures.boxes import clip
 
 
-class CenterNet2(ClosedDetector):
+class CenterNet2(ClosedDetector, NamedDetector):
     """Proposals first, then three stages of what is in them. Labels count from 1.
+
+    It finds its own classes, or, where class scores are by embeddings and masks are the same for all classes, others.
 
     Args:
         backbone: From pixels to P3..P7.
@@ -96,23 +99,47 @@ class CenterNet2(ClosedDetector):
         state = super().encode_image(images)
         return replace(state, features=[x.float() for x in state.features]) if self.full_precision else state
 
-    def find(self, maps: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Boxes]:
+    @property
+    def takes_names(self) -> bool:
+        heads = self.roi_heads
+        by_name = all(isinstance(part, ZeroShotPredictor) for part in heads.predictors)
+        return by_name and (heads.mask_head is None or heads.mask_head.num_masks == 1)
+
+    @property
+    def classifiers(self) -> list[ZeroShotClassifier]:
+        return [part.cls_score for part in self.roi_heads.predictors if isinstance(part, ZeroShotPredictor)]
+
+    @property
+    def table(self) -> Tensor:
+        return self.classifiers[0].rows[:-1]  # the last one is of the background
+
+    def find(self, maps: Sequence[Tensor], sizes: Sequence[tuple[int, int]], rows: Tensor | None = None) -> list[Boxes]:
+        """See :class:`ClosedDetector`; of the classes of ``rows`` (K, E) instead, where they are given."""
         with self._precision(maps[0]):
-            return self.roi_heads.detect(maps, self.proposal_generator.detect(maps), sizes)
+            return self.roi_heads.detect(maps, self.proposal_generator.detect(maps), sizes, rows)
 
     def detect(self, image: ImageState, text: TextState | None = None) -> list[Detections]:
         """One result per picture, in pixels of the picture on disk, best first, with masks if there is a mask head.
 
         Args:
             image: B pictures.
-            text: None; the classes are fixed.
+            text: See :class:`NamedDetector`; None: its own classes.
         """
-        if text is not None:
-            raise ValueError("a detector of a closed list of classes takes no text")
-        found = self.find(image.features, [meta.size for meta in image.metas])
+        return self._found(image) if text is None else NamedDetector.detect(self, image, text)
+
+    def find_rows(
+        self, image: ImageState, ids: Sequence[int], names: Mapping[int, str], rows: Tensor
+    ) -> list[Detections]:
+        if not len(ids):
+            return [Detections.empty(meta) for meta in image.metas]
+        labels = torch.tensor(ids, dtype=torch.int64)
+        return [replace(part, labels=labels[part.labels - 1], names=names) for part in self._found(image, rows)]
+
+    def _found(self, image: ImageState, rows: Tensor | None = None) -> list[Detections]:
+        found = self.find(image.features, [meta.size for meta in image.metas], rows)
         with self._precision(image.features[0]):
             masks: Sequence[Tensor | None] = self.roi_heads.masks(image.features, found) or [None] * len(found)
-        return [on_disk(*rows) for rows in zip(found, masks, image.metas, strict=True)]
+        return [on_disk(*parts) for parts in zip(found, masks, image.metas, strict=True)]
 
     @contextmanager
     def _precision(self, x: Tensor) -> Iterator[None]:

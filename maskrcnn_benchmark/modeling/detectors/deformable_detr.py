@@ -14,19 +14,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskrcnn_benchmark.config import Cfg
-from maskrcnn_benchmark.errors import ConfigError, PromptError
+from maskrcnn_benchmark.errors import ConfigError
 from maskrcnn_benchmark.layers.mlp import MLP
 from maskrcnn_benchmark.layers.position import SinePosition
 from maskrcnn_benchmark.modeling.backbone.trunk import build_trunk
 from maskrcnn_benchmark.modeling.criterion.lessons import Lesson, build_baseline_lesson
 from maskrcnn_benchmark.modeling.detectors import DETECTORS
+from maskrcnn_benchmark.modeling.detectors.named import NamedDetector
 from maskrcnn_benchmark.modeling.heads.class_tables import build_class_table
 from maskrcnn_benchmark.modeling.heads.query_outputs import DeformableOutputs, QueryOutputs
 from maskrcnn_benchmark.modeling.heads.zero_shot import ColumnClassifier, ZeroShotClassifier
-from maskrcnn_benchmark.modeling.interface import ALONE, Batch, Detector, ImageState, Losses, Peers, TextState
+from maskrcnn_benchmark.modeling.interface import ALONE, Batch, ImageState, Losses, Peers
 from maskrcnn_benchmark.modeling.transformer.deformable import Memory, Queries, Sizes, Transformer
 from maskrcnn_benchmark.modeling.transformer.start import start_baseline
-from maskrcnn_benchmark.structures import Detections, ImageBatch, ImageMeta, TextBatch
+from maskrcnn_benchmark.structures import Detections, ImageBatch, ImageMeta
 from maskrcnn_benchmark.structures.boxes import cxcywh_to_xyxy
 
 GROUPS = 32  # of the norms behind the projections
@@ -131,11 +132,8 @@ class DeformableDetr(nn.Module):
         return self.transformer.queries(take(scene.boxes, cells), take(scene.features, cells), prompts)
 
 
-class QueryDetector(Detector):
-    """What Deformable DETR and DECOLA share.
-
-    Classes are known by embeddings: those that the network was built with, which count from 1, or any others. Prompts
-    are lists of classes; their text is not read.
+class QueryDetector(NamedDetector):
+    """What Deformable DETR and DECOLA share. Boxes may reach beyond the border of their picture.
 
     Args:
         detr: The network.
@@ -178,53 +176,7 @@ class QueryDetector(Detector):
         height, width = images.pixels.shape[-2:]
         return ImageState(images.metas, (height, width), self.detr.encode(images))
 
-    def encode_text(self, text: TextBatch) -> TextState:
-        """Prompts whose ids are classes that the network was built with.
-
-        Raises:
-            PromptError: there is no class of such an id.
-        """
-        table = self.classifiers[0].rows
-        for prompt in text.prompts:
-            if wrong := [label for label in prompt.ids if not 1 <= label <= len(table)]:
-                raise PromptError(
-                    f"class {wrong[0]} of the prompt {prompt.text[:40]!r}: the detector has embeddings of classes 1 to "
-                    f"{len(table)}; give embeddings of other names (MODEL.ZEROSHOT_CLS)"
-                )
-        return self._state(text, [table[torch.tensor(prompt.ids, dtype=torch.int64) - 1] for prompt in text.prompts])
-
-    def encode_embeddings(self, text: TextBatch, table: Tensor) -> TextState:
-        """Prompts about any classes: id k stands for row k - 1 of a table (C, E) of embeddings of any length."""
-        rows = self.classifiers[0].unit(table.to(self.classifiers[0].rows))
-        return self._state(text, [rows[torch.tensor(prompt.ids, dtype=torch.int64) - 1] for prompt in text.prompts])
-
-    def _state(self, text: TextBatch, rows: Sequence[Tensor]) -> TextState:
-        """Rows of P prompts as (P, K, E); those of shorter prompts end in zeros."""
-        if any(len(part) and not part.any() for part in rows):
-            raise PromptError("the detector has no embeddings of these classes: give it a table (MODEL.ZEROSHOT_CLS)")
-        return TextState(text, nn.utils.rnn.pad_sequence(list(rows), batch_first=True))
-
-    def detect(self, image: ImageState, text: TextState) -> list[Detections]:
-        """One result per picture, in pixels of the picture on disk, best first; boxes may reach beyond its border.
-
-        Args:
-            image: B pictures.
-            text: One list of classes for all of them, or B lists, one for each.
-        """
-        batch, prompts = len(image.metas), text.text.prompts
-        if len(prompts) == 1:
-            return self._detect(image, prompts[0].ids, _names(text, 0), text.features[0, : len(prompts[0])])
-        if len(prompts) != batch:
-            raise ValueError(f"{len(prompts)} prompts for {batch} pictures: give one, or one for each")
-        return [
-            found
-            for row, prompt in enumerate(prompts)
-            for found in self._detect(
-                image.select([row]), prompt.ids, _names(text, row), text.features[row, : len(prompt)]
-            )
-        ]
-
-    def _detect(
+    def find_rows(
         self, image: ImageState, ids: Sequence[int], names: Mapping[int, str], rows: Tensor
     ) -> list[Detections]:
         if not len(ids):
@@ -352,11 +304,6 @@ def copies(classifier: nn.Module, count: int) -> list[nn.Module]:
     """``count`` classifiers that begin alike and learn each for itself; they share the embeddings."""
     table = classifier.zs_weight
     return [classifier, *(deepcopy(classifier, {id(table): table}) for _ in range(count - 1))]
-
-
-def _names(text: TextState, row: int) -> dict[int, str]:
-    prompt = text.text.prompts[row]
-    return {label: prompt.name(entity) for entity, label in enumerate(prompt.ids)}
 
 
 def _box_head(width: int) -> MLP:

@@ -64,6 +64,10 @@ class Predictor(nn.Module):
         """(R, width) -> (R, C + 1) logits, or (R, m) of the given classes, int64 from 0."""
         raise NotImplementedError
 
+    def scores_of(self, x: Tensor, rows: Tensor) -> Tensor:
+        """(R, width), embeddings (K, E) of unit length -> (R, K + 1) logits of other classes, and of the background."""
+        raise ValueError("a predictor with a weight for each class has no scores of others")
+
     def deltas(self, x: Tensor) -> Tensor:
         """(R, width) -> (R, 4), see BoxCoder."""
         return self.bbox_pred(x)
@@ -113,6 +117,9 @@ class ZeroShotPredictor(Predictor):
     def scores(self, x: Tensor, columns: Tensor | None = None) -> Tensor:
         rows = self.cls_score.rows
         return self.cls_score(x, rows if columns is None else rows[columns])
+
+    def scores_of(self, x: Tensor, rows: Tensor) -> Tensor:
+        return self.cls_score(x, torch.cat((rows, self.cls_score.rows[-1:])))
 
 
 @dataclass(frozen=True)
@@ -287,13 +294,20 @@ class Cascade(nn.Module):
         return list(logits.float().sigmoid().split([len(part) for part in boxes]))
 
     @torch.no_grad()
-    def detect(self, maps: Sequence[Tensor], proposals: Sequence[Proposals], sizes: Sequence[Size]) -> list[Boxes]:
-        """Per picture boxes clipped to it, scores and labels, best first."""
+    def detect(
+        self,
+        maps: Sequence[Tensor],
+        proposals: Sequence[Proposals],
+        sizes: Sequence[Size],
+        rows: Tensor | None = None,
+    ) -> list[Boxes]:
+        """Per picture boxes clipped to it, scores and labels, best first; of the classes of ``rows`` (K, E), if any."""
         boxes = [part.boxes for part in proposals]
         total = torch.zeros((), device=maps[0].device)
         for stage, predictor in enumerate(self.predictors):
             x = self.features(stage, maps, boxes)
-            total = total + predictor.scores(x).float().sigmoid()
+            logits = predictor.scores(x) if rows is None else predictor.scores_of(x, rows)
+            total = total + logits.float().sigmoid()
             boxes = self.refine(stage, predictor.deltas(x), boxes, sizes)
         scores = (total / len(self.box_head)).split([len(part) for part in boxes])
         return [self._choose(*rows) for rows in zip(boxes, scores, proposals, strict=True)]

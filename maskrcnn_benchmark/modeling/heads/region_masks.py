@@ -25,6 +25,7 @@ class RegionMaskHead(nn.Module):
 
     def __init__(self, channels: int, convs: int = 4, width: int = 256, num_masks: int = 1) -> None:
         super().__init__()
+        self.num_masks = num_masks
         self.convs = [f"mask_fcn{number}" for number in range(1, convs + 1)]
         for name in self.convs:
             self.add_module(name, _spread(nn.Conv2d(channels, width, 3, padding=1)))
