@@ -58,6 +58,7 @@ TEST = [
     "selenium>=4.20",
     "tensorboardX>=2.6",
     "timm>=1.0",
+    "submitit>=1.4",
 ]
 DEV = [*TEST, "ruff>=0.12", "mypy>=1.11", "types-PyYAML", "codespell>=2.3", "pre-commit>=3.5"]
 

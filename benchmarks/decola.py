@@ -22,6 +22,7 @@ from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
+from fiber import gemm_gflops
 from prettytable import PrettyTable
 
 from maskrcnn_benchmark.config import load_cfg
@@ -96,7 +97,7 @@ def main() -> None:
         ratio = "" if seconds is None else f"{(picture + asked) / seconds:.2f}"
         numbers = [f"{picture:.2f}", f"{asked:.2f}", f"{picture + asked:.2f}"]
         out.add_row([names, *numbers, seconds or "", ratio, f"{peak:.2f}", memory or "", boxes])
-    print(f"{args.system}, {SIZE[0]} x {SIZE[1]}, one thread")
+    print(f"{args.system}, {SIZE[0]} x {SIZE[1]}, one thread, GEMM {gemm_gflops():.0f} GFLOP/s")
     print(out)
 
 

@@ -33,7 +33,7 @@ from maskrcnn_benchmark.engine.vocabulary import takes_names
 from maskrcnn_benchmark.errors import DataError, PromptError
 from maskrcnn_benchmark.modeling.interface import ImageState, TextState
 from maskrcnn_benchmark.structures import Detections, ImageBatch, ImageMeta, Prompt
-from maskrcnn_benchmark.text.class_bank import check_names
+from maskrcnn_benchmark.text.class_bank import check_names, plain_name
 from maskrcnn_benchmark.text.prompts import caption_prompt, label_prompts
 
 PROMPTS_KEPT = 16  # encoded prompts that a predictor remembers
@@ -114,7 +114,7 @@ def pick_classes(classes: Sequence[str], labels: Sequence[str] | None, caption: 
 
     Args:
         classes: What it knows.
-        labels: Names of some of them, in any case; None: all.
+        labels: Names of some of them, in any case, with spaces or underscores; None: all.
         caption: None, as nothing could read it.
 
     Returns:
@@ -128,14 +128,14 @@ def pick_classes(classes: Sequence[str], labels: Sequence[str] | None, caption: 
         raise PromptError(f"labels must be a list of names, got the text {labels!r}: write labels=[{labels!r}]")
     if labels is None:
         return {number: number for number in range(1, len(classes) + 1)}
-    known = {name.strip().lower(): number for number, name in enumerate(classes, 1)}
-    unknown = [label for label in labels if label.strip().lower() not in known]
+    known = {plain_name(name): number for number, name in enumerate(classes, 1)}
+    unknown = [label for label in labels if plain_name(label) not in known]
     if unknown:
-        near = difflib.get_close_matches(unknown[0].strip().lower(), known, n=3) or list(known)[:3]
+        near = difflib.get_close_matches(plain_name(unknown[0]), known, n=3) or list(known)[:3]
         raise PromptError(
             f"{unknown[0]!r} is none of the {len(known)} classes of this detector: the closest are {', '.join(near)}"
         )
-    return {known[label.strip().lower()]: place for place, label in reversed(list(enumerate(labels, 1)))}
+    return {known[plain_name(label)]: place for place, label in reversed(list(enumerate(labels, 1)))}
 
 
 def refuse_caption(caption: str | None) -> None:

@@ -11,14 +11,15 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from maskrcnn_benchmark.data.box_files import BoxTable, write_coco, write_npz, write_pth
+from maskrcnn_benchmark.data.box_files import BoxTable, read_boxes, write_coco, write_npz, write_pth
 from maskrcnn_benchmark.data.catalog import find_path
 from maskrcnn_benchmark.data.datasets.class_pictures import ClassPictures
 from maskrcnn_benchmark.data.datasets.image_folder import ImageFolder
@@ -35,7 +36,7 @@ from maskrcnn_benchmark.engine.distributed import World, detect_world, local_dev
 from maskrcnn_benchmark.engine.log import say_what_others_cannot, setup_logging
 from maskrcnn_benchmark.engine.shards import key_of
 from maskrcnn_benchmark.errors import ConfigError, DataError
-from maskrcnn_benchmark.modeling.cam.boxes import suppress
+from maskrcnn_benchmark.modeling.cam.boxes import area_scores, suppress
 from maskrcnn_benchmark.modeling.cam.build import build_class_maps, released_weights
 from maskrcnn_benchmark.modeling.cam.maps import SCALES, ClassMaps, at_scales
 
@@ -200,7 +201,7 @@ def class_rows(pictures: ClassPictures, outputs: int, listed: Path | None = None
         listed: Text file with their names in order; None: those of the pictures.
 
     Raises:
-        ConfigError: their numbers differ, or a class is not in the file.
+        ConfigError: their numbers differ, or a class is not in the file, or on several of its lines.
     """
     names = [pictures.names[label] for label in sorted(pictures.names)]
     if listed is None:
@@ -217,13 +218,22 @@ def class_rows(pictures: ClassPictures, outputs: int, listed: Path | None = None
         raise ConfigError(f"--classes {str(listed)!r} cannot be read ({error})") from None
     if len(rows) != outputs:
         raise ConfigError(f"--classes {str(listed)!r} has {len(rows)} lines, the classifier {outputs} classes")
-    place = {row.strip(): number for number, row in enumerate(rows)}
-    missing = [name for name in names if name not in place]
+    lines: dict[str, list[int]] = {}
+    for number, row in enumerate(rows, 1):
+        lines.setdefault(row.strip(), []).append(number)
+    missing = [name for name in names if name not in lines]
     if missing:
         raise ConfigError(
             f"--classes {str(listed)!r}: has no {', '.join(map(repr, missing[:SHOWN]))}: see the spelling"
         )
-    return tuple(place[name] for name in names)
+    for name in names:
+        if len(lines[name]) > 1:
+            raise ConfigError(
+                f"--classes {str(listed)!r}: {name!r}, a class of {pictures.annotations}, is on lines "
+                f"{' and '.join(map(str, lines[name]))}: keep it on the line that is meant, and call the class of the "
+                "other one something else"
+            )
+    return tuple(lines[name][0] - 1 for name in names)
 
 
 def run(
@@ -261,22 +271,49 @@ def run(
         batch=finder.options.batch,
         workers=finder.options.workers,
     )
-    if not work.folder.exists() and _there(stem, [_named(stem, level, ending) for level in (0, *levels)], key):
+    files = _files(stem, levels, ending, finder.options)
+    goes_on = work.folder.exists()
+    missing = files if goes_on else _missing(stem, files, key, finder.options)
+    if not missing:
+        logger.info("%s is there: nothing to do", files[0])
         return
-    find_boxes(work, finder.net, finder.world)
+    table = None if goes_on else _from_file(files[0], pictures)
+    if table is None:
+        find_boxes(work, finder.net, finder.world)
     if not finder.world.main:
         return
+    if table is not None:
+        _write(missing, stem, table, levels, work, finder, pictures)
+        _note(stem, finder.options)
+        logger.info("made from %s: %s", files[0], ", ".join(file.name for file in missing))
+        return
     result = collect(work)
-    kept = {level: _suppressed(result.table, level) for level in levels}
-    for level, table in {0: result.table, **kept}.items():
-        write = write_npz if ending == ".npz" else write_pth
-        write(_named(stem, level, ending), table if ending == ".pth" else replace(table, scores=None))
-    if finder.options.coco:
-        _write_coco(_named(stem, RELEASED_LEVEL, ".json"), kept[RELEASED_LEVEL], pictures, result)
-    if finder.options.pictures:
-        _draw(stem.with_name(f"{stem.name}.png"), pictures, kept[RELEASED_LEVEL], work, finder)
+    kept = _write(files, stem, result.table, levels, work, finder, pictures)
     _report(stem, pictures, result, kept, key, finder)
     clean(work)
+
+
+def _write(
+    wanted: Collection[Path],
+    stem: Path,
+    table: BoxTable,
+    levels: Sequence[int],
+    work: Work,
+    finder: Finder,
+    pictures: ClassPictures,
+) -> dict[int, BoxTable]:
+    """Write the wanted ones of the files; returns what each suppression leaves."""
+    kept = {level: _suppressed(table, level) for level in levels}
+    for level, boxes in {0: table, **kept}.items():
+        if (file := _named(stem, level, ".npz")) in wanted:
+            write_npz(file, replace(boxes, scores=None))
+        if (file := _named(stem, level, ".pth")) in wanted:
+            write_pth(file, boxes)
+    if (file := _named(stem, RELEASED_LEVEL, ".json")) in wanted:
+        _write_coco(file, kept[RELEASED_LEVEL], pictures)
+    if (file := _sheet(stem)) in wanted:
+        _draw(file, pictures, kept[RELEASED_LEVEL], work, finder)
+    return kept
 
 
 def _key(pictures: ClassPictures, finder: Finder, classes: Sequence[int]) -> str:
@@ -293,22 +330,64 @@ def _named(stem: Path, level: int, ending: str) -> Path:
     return stem.with_name(f"{stem.name}{f'nms{level}' if level else ''}xyxy{ending}")
 
 
-def _there(stem: Path, files: Sequence[Path], key: str) -> bool:
-    """Whether the files exist.
+def _sheet(stem: Path) -> Path:
+    return stem.with_name(f"{stem.name}.png")
+
+
+def _files(stem: Path, levels: Sequence[int], ending: str, options: Options) -> list[Path]:
+    """All that is asked for, that of all boxes first; besides the report."""
+    files = [_named(stem, level, ending) for level in (0, *levels)]
+    files += [_named(stem, RELEASED_LEVEL, ".json")] * options.coco
+    return files + [_sheet(stem)] * bool(options.pictures)
+
+
+def _missing(stem: Path, files: Sequence[Path], key: str, options: Options) -> list[Path]:
+    """Those of the files that are not there; a sheet of another number of pictures is not.
 
     Raises:
-        ConfigError: they do, and their report says that they were made with something else.
+        ConfigError: some are there, and their report says that they were made with something else.
     """
-    if not all(file.is_file() for file in files):
-        return False
-    report = _report_file(stem)
-    if report.is_file() and json.loads(report.read_text(encoding="utf-8")).get("key") != key:
+    there = [file for file in files if file.is_file()]
+    report = _read_report(stem)
+    if there and report and report.get("key") != key:
+        raise _of_something_else(there[0], stem)
+    drawn = report.get("options", {}).get("pictures", options.pictures)
+    return [file for file in files if file not in there or (file == _sheet(stem) and drawn != options.pictures)]
+
+
+def _of_something_else(file: Path, stem: Path) -> ConfigError:
+    return ConfigError(
+        f"{file} is there, and was made of other pictures, or with other weights or settings: take it and "
+        f"{_report_file(stem).name} away, or choose another place"
+    )
+
+
+def _from_file(file: Path, pictures: ClassPictures) -> BoxTable | None:
+    """All boxes as an earlier run has written them, with scores and labels; None: they have to be found.
+
+    Raises:
+        ConfigError: they are of another number of pictures.
+    """
+    if not file.is_file():
+        return None
+    try:
+        table = read_boxes(file)
+    except DataError as error:
+        logger.warning("%s: the boxes are found anew", error)
+        return None
+    if len(table) != len(pictures):
         raise ConfigError(
-            f"{files[0]} is there, and was made of other pictures, or with other weights or settings: take it and "
-            f"{report.name} away, or choose another place"
+            f"{file} has boxes of {len(table)} pictures, {pictures.annotations} has {len(pictures)}: take it away, or "
+            "choose another place"
         )
-    logger.info("%s is there: nothing to do", files[0])
-    return True
+    own = np.array([pictures.label(number) - 1 for number in range(len(pictures))], dtype=np.int64)
+    scores = table.scores
+    if scores is None:
+        each = [
+            area_scores(table.boxes[table.rows(number)]) for number in np.flatnonzero(np.diff(table.first)).tolist()
+        ]
+        scores = np.concatenate([np.zeros(0, np.float32), *each])
+    return replace(table, scores=scores, labels=np.repeat(own, np.diff(table.first)))
 
 
 def _suppressed(table: BoxTable, level: int) -> BoxTable:
@@ -320,14 +399,18 @@ def _suppressed(table: BoxTable, level: int) -> BoxTable:
     return BoxTable(first, table.boxes[kept], table.scores[kept], table.labels[kept], table.sizes)
 
 
-def _write_coco(path: Path, table: BoxTable, pictures: ClassPictures, result: Result) -> None:
-    """Without the pictures that cannot be read: training on the file would stop at them."""
-    assert table.sizes is not None
-    good = [number for number in range(len(table)) if number not in result.unreadable]
-    counts = np.diff(table.first)[good]  # the others have no boxes
+def _write_coco(path: Path, table: BoxTable, pictures: ClassPictures) -> None:
+    """Without the pictures that cannot be read, which alone have no box: training on the file would stop at them."""
+    counts = np.diff(table.first)
+    good = np.flatnonzero(counts).tolist()
+    if table.sizes is None:  # .npz has none
+        read = (pictures.picture(number) for number in good)
+        sizes = np.array([(picture.height, picture.width) for picture in read], np.int32).reshape(-1, 2)
+    else:
+        sizes = table.sizes[good]
     names = [pictures.names[label] for label in sorted(pictures.names)]
     files = [pictures.key(number) for number in good]
-    write_coco(path, replace(table, first=first_rows(counts), sizes=table.sizes[good]), files, names)
+    write_coco(path, replace(table, first=first_rows(counts[good]), sizes=sizes), files, names)
 
 
 def _draw(path: Path, pictures: ClassPictures, table: BoxTable, work: Work, finder: Finder) -> None:
@@ -353,6 +436,27 @@ def _report_file(stem: Path) -> Path:
     return stem.with_name(f"{stem.name}.report.json")
 
 
+def _read_report(stem: Path) -> dict[str, Any]:
+    """What it holds; nothing where there is none."""
+    file = _report_file(stem)
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _write_report(stem: Path, report: Mapping[str, object]) -> None:
+    """As a whole, since other processes may look at it."""
+    beside = stem.with_name(f".{_report_file(stem).name}.{os.getpid()}")
+    beside.write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
+    os.replace(beside, _report_file(stem))
+
+
+def _note(stem: Path, options: Options) -> None:
+    """Add what was written afterwards to the report."""
+    if report := _read_report(stem):
+        written = {"coco": options.coco, "pictures": options.pictures}
+        report["options"] = report.get("options", {}) | {name: value for name, value in written.items() if value}
+        _write_report(stem, report)
+
+
 def _report(
     stem: Path, pictures: ClassPictures, result: Result, kept: dict[int, BoxTable], key: str, finder: Finder
 ) -> None:
@@ -368,8 +472,7 @@ def _report(
         "weights (sha256)": finder.digest,
         "options": asdict(finder.options),
     }
-    file = _report_file(stem)
-    file.write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
+    _write_report(stem, report)
     if unreadable:
         reason = next(iter(unreadable.values()))
         logger.warning(

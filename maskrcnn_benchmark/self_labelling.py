@@ -1,4 +1,5 @@
-"""Off-line self-labelling: the best box of each name that a picture has, found by phase 1 of DECOLA and kept in a file.
+"""Off-line self-labelling: the best box of each name that a picture has, found by phase 1 of DECOLA or by the
+baseline, and kept in a file.
 
 Pictures are seen at several sizes, as DECOLA's documents have it (https://github.com/janghyuncho/DECOLA); each size has
 its own file, ``inference_<data set>/lvis_instances_results_minsize_<N>.json``, and the latest is also there without the
@@ -31,7 +32,7 @@ from maskrcnn_benchmark.data.transforms import EvalTransform
 from maskrcnn_benchmark.engine.device import pick_device
 from maskrcnn_benchmark.engine.distributed import World, detect_world, local_device
 from maskrcnn_benchmark.engine.log import say_what_others_cannot
-from maskrcnn_benchmark.engine.self_label import Teacher, build_teacher
+from maskrcnn_benchmark.engine.self_label import Teacher, load_teacher
 from maskrcnn_benchmark.engine.shards import Found, PredictionStore, key_of
 from maskrcnn_benchmark.errors import ConfigError
 from maskrcnn_benchmark.structures import Detections
@@ -40,7 +41,9 @@ from maskrcnn_benchmark.structures.boxes import rescale
 logger = logging.getLogger(__name__)
 
 RESULTS = "lvis_instances_results.json"
-ARCHITECTURE = "DecolaDeformableDETR"
+ARCHITECTURES = ("DecolaDeformableDETR", "DeformableDETR")
+LEFT_OUT = ("MODEL", "SOLVER", "DATASETS", "INPUT", "TEST.CONDITIONED", "TEST.SELF_LABEL")
+"""Keys that a config for training or scoring has, and the two kinds that say what is done here anyway."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def self_label(
     Several processes share the pictures of each size; they meet in ``OUTPUT_DIR``.
 
     Args:
-        config_file: Of phase 1, such as ``DECOLA_SELF_LABELING_Lbase_CLIP_R5021k_4x.yaml``.
+        config_file: Of phase 1, such as ``DECOLA_SELF_LABELING_Lbase_CLIP_R5021k_4x.yaml``, or of the baseline.
         weight: Its weights; default ``MODEL.WEIGHT``.
         sizes: Short sides of the network's input, pixels; none: ``INPUT.MIN_SIZE_TEST`` alone.
         opts: ``[KEY, VALUE, KEY, VALUE, ...]``.
@@ -112,9 +115,8 @@ def self_label(
         logger.info("%d pictures of %s: %s", len(work.dataset), work.dataset.name, work.out)
     if dry_run:
         return [work.out for work in works]
-    teacher = build_teacher(cfg, device)
-    assert teacher is not None  # the config asks for one
-    cli.report_unread([given], strict, left_out=("MODEL", "SOLVER", "DATASETS", "INPUT"))
+    teacher = load_teacher(cfg, cfg.MODEL.DECOLA.SELF_LABEL.TEACHER_WEIGHT, device)
+    cli.report_unread([given], strict, left_out=LEFT_OUT)
     for work in works:
         _label(work, teacher, device, world, cfg.TEST.SELF_LABEL.OUTPUT)
     return [work.out for work in works]
@@ -126,11 +128,11 @@ def _config(cfg: Cfg, weight: str) -> Cfg:
     Raises:
         ConfigError: the network is another, there are no weights, or there is not one data set.
     """
-    if cfg.MODEL.META_ARCHITECTURE != ARCHITECTURE:
+    if cfg.MODEL.META_ARCHITECTURE not in ARCHITECTURES:
         key = "MODEL.META_ARCHITECTURE"
         raise ConfigError(
-            f"{key} {cfg.MODEL.META_ARCHITECTURE!r} ({cfg.source(key)}): boxes for names are found by {ARCHITECTURE}; "
-            "others can label pictures with `mrb label`"
+            f"{key} {cfg.MODEL.META_ARCHITECTURE!r} ({cfg.source(key)}): boxes for names are found by "
+            f"{' and '.join(ARCHITECTURES)}; others can label pictures with `mrb label`"
         )
     if not weight:
         raise ConfigError("no weights to label with: give --weight FILE, or set MODEL.WEIGHT")
@@ -142,7 +144,6 @@ def _config(cfg: Cfg, weight: str) -> Cfg:
         "DATALOADER.SAMPLER": "multi_dataset",
         "DATALOADER.DATASET_ANN": ("image",),
         "DATALOADER.USE_DIFF_BS_SIZE": False,
-        "MODEL.DECOLA.SELF_LABEL.ENABLED": True,
         "MODEL.DECOLA.SELF_LABEL.TEACHER_WEIGHT": str(find_weights(weight)),
     }
     return cfg.override(values, "self-labelling")

@@ -40,7 +40,7 @@ from maskrcnn_benchmark.engine.rng import seed_all
 from maskrcnn_benchmark.engine.self_label import build_teacher, check_teacher
 from maskrcnn_benchmark.engine.tasks import Task, plan_tasks, problem_of
 from maskrcnn_benchmark.engine.train import Training, train
-from maskrcnn_benchmark.engine.vocabulary import build_vocabulary
+from maskrcnn_benchmark.engine.vocabulary import build_vocabulary, refuse_other_embeddings
 from maskrcnn_benchmark.errors import ConfigError, WeightsError
 from maskrcnn_benchmark.evaluation.caption_table import caption_columns
 from maskrcnn_benchmark.modeling.build import build_detector
@@ -243,7 +243,7 @@ def starting_model(cfg: Cfg) -> Detector:
     model = build_detector(cfg)
     starts = _starts(cfg)
     for _, name, start in starts:
-        start(model, name)
+        refuse_other_embeddings(cfg, model, start(model, name))
     if not starts:
         logger.warning("MODEL.WEIGHT is empty: the network begins with random weights")
     if nothing := without_embeddings(model, cfg.MODEL.DECOLA.PROB_OBJECT_PROMPT > 0):

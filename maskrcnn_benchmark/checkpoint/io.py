@@ -51,6 +51,7 @@ class Report:
     reshaped: Mapping[str, str]  # of another shape, kind or (recomputed buffers) value: "file has ..., model wants ..."
     left_alone: tuple[str, ...] = ()  # absent from the file, as declared, or the model's own class embeddings
     unused: Mapping[str, str] = field(default_factory=dict)  # name in the file -> why nothing is lost without it
+    replaced: Mapping[str, Tensor] = field(default_factory=dict)  # in the file; the model keeps its own tables
 
     @property
     def fits(self) -> bool:
@@ -312,10 +313,10 @@ def load_weights(
     ours = model.state_dict()
     renamed = rename(state, rules)
     file, copies = without_copies({renamed[name]: value for name, value in state.items()})
-    kept = [name for name in file if name in ours and _matches(name, TABLES) and _is_given(ours[name], file[name])]
+    kept = own_tables(ours, file)
     file = {name: value for name, value in file.items() if name not in kept}
     report = compare(ours, file, (*allow_missing, *kept), found, file_digest(found))
-    report = replace(report, unused={**report.unused, **copies})
+    report = replace(report, unused={**report.unused, **copies}, replaced=kept)
     if not report.fits:
         raise WeightsError(f"{found}: does not fit the model: {report.problems()}. {_remedy(state, ours)}")
     with torch.no_grad():
@@ -335,6 +336,12 @@ def without_copies(file: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[
                 own.setdefault(counts, own.pop(name))
                 left_out[name] = f"the same as {counts}"
     return own, left_out
+
+
+def own_tables(ours: Mapping[str, Tensor], file: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a file has in the place of tables that a model was built with, and keeps."""
+    tables = (name for name in file if name in ours and _matches(name, TABLES))
+    return {name: file[name] for name in tables if _is_given(ours[name], file[name])}
 
 
 def _is_given(ours: Tensor, theirs: Tensor) -> bool:

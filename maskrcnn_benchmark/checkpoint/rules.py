@@ -63,8 +63,8 @@ UNUSED: Mapping[str, str] = {
 """What a file may hold for nothing, and what it is."""
 
 TABLES = ("*.zs_weight", "*.freq_weight")
-"""Embeddings of class names, and how often classes are drawn in training: a model that was built with some keeps them,
-whatever the file has."""
+"""Embeddings of class names, and how often classes are drawn in training: a model that was built with some keeps them.
+Those of the file are then in :attr:`Report.replaced <maskrcnn_benchmark.checkpoint.io.Report>`, to compare with."""
 
 
 _SIGNS = (  # the first one that any name matches (from its beginning) tells the kind of model

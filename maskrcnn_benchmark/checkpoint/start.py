@@ -6,13 +6,22 @@ import logging
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from maskrcnn_benchmark.checkpoint.fit import PREDICTORS, fit
-from maskrcnn_benchmark.checkpoint.io import Report, compare, file_digest, find_weights, load_weights, read_state_dict
+from maskrcnn_benchmark.checkpoint.io import (
+    Report,
+    compare,
+    file_digest,
+    find_weights,
+    load_weights,
+    own_tables,
+    read_state_dict,
+)
 from maskrcnn_benchmark.checkpoint.mdetr import start_mdetr
 from maskrcnn_benchmark.checkpoint.names import rename
 from maskrcnn_benchmark.checkpoint.rules import RELEASED, describe
@@ -87,12 +96,13 @@ def _fit_in(ours: Mapping[str, Tensor], path: Path, state: Mapping[str, Tensor])
     """Weights of a classifier or detector for a closed-vocabulary detector, or of a classifier for a backbone."""
     renamed = rename(state, RELEASED)
     file = {renamed[key]: value for key, value in state.items()}
-    found = fit(ours, file, path)
+    kept = own_tables(ours, file)
+    found = fit(ours, {key: value for key, value in file.items() if key not in kept}, path)
     with torch.no_grad():
         for key, theirs in found.source.items():
             ours[key].copy_(file[theirs])
     logger.info("%s: %s", path, found.text())
-    return found.report(path, file_digest(path))
+    return replace(found.report(path, file_digest(path)), replaced=kept)
 
 
 def _place(parts: Mapping[str, Tensor], root: str) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 
 from maskrcnn_benchmark import cli
@@ -50,17 +49,8 @@ def label(args: argparse.Namespace) -> None:
 
 def _names(args: argparse.Namespace) -> list[str] | None:
     if args.labels_file:
-        return _apart(read_names(args.labels_file), args.labels_file)
-    return None if args.labels is None else _apart(check_names(split_names(args.labels), "--labels"), "--labels")
-
-
-def _apart(names: Sequence[str], where: str) -> list[str]:
-    """The names, none of which is another one in upper case: a detector would find each box twice."""
-    first: dict[str, str] = {}
-    for name in names:
-        if (other := first.setdefault(name.lower(), name)) != name:
-            raise PromptError(f"{where}: {other!r} and {name!r} are the same name: take one of them out")
-    return list(names)
+        return list(read_names(args.labels_file))
+    return None if args.labels is None else list(check_names(split_names(args.labels), "--labels"))
 
 
 def bank(args: argparse.Namespace) -> None:

@@ -106,7 +106,8 @@ class Job:
         )
         parser = argparse.ArgumentParser(allow_abbrev=False)
         asked = read(parse(parser, self.argv))
-        asked.options.setdefault("output_dir", self.folder.replace("%j", number))
+        if asked.options.get("eval") or not asked.options.get("resume"):  # what is resumed goes on in its own folder
+            asked.options.setdefault("output_dir", self.folder.replace("%j", number))
         mdetr.run(asked)
 
     def checkpoint(self) -> Any:

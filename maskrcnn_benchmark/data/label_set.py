@@ -32,7 +32,7 @@ __all__ = ["ARCHITECTURES", "LabelSet", "build_label_set"]
 logger = logging.getLogger(__name__)
 
 WEAK = ("imagenet_lvis", "imagenet_tar")
-"""Kinds with so many pictures that some cannot be read; others are then taken in their place."""
+"""Kinds for names of what is in pictures; like any set used for names alone, their unreadable pictures are replaced."""
 ENTRY_KEYS = {
     "coco": {"copies"},
     "lvis": {"copies"},
@@ -129,11 +129,12 @@ def build_label_set(cfg: Cfg, entry: Entry, number: int, count: int) -> LabelSet
         outlines=cfg.MODEL.MASK_ON,
         keep_empty=not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         min_score=cfg.DATALOADER.PSEUDO_SCORE_THRESH,
+        by_address=entry.kind != "coco",  # whose file names are those of its folder
     )
     dataset = LabelledPictures(entry.images, entry.annotations, entry.name, options, _tars(entry))
     classes = tuple(dataset.names.values())
     check_classes(cfg, entry.name, classes)
-    return LabelSet(dataset, _augment(cfg, place), classes, forgiving=entry.kind in WEAK)
+    return LabelSet(dataset, _augment(cfg, place), classes, forgiving=options.image_labels or entry.kind in WEAK)
 
 
 def report_missing(part: LabelSet) -> None:

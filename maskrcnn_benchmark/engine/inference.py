@@ -19,7 +19,7 @@ from maskrcnn_benchmark.data.modulated_set import ARCHITECTURES
 from maskrcnn_benchmark.data.transforms import EvalTransform
 from maskrcnn_benchmark.engine.classes import find_classes, known_classes
 from maskrcnn_benchmark.engine.device import pick_device
-from maskrcnn_benchmark.engine.vocabulary import Vocabulary, build_vocabulary
+from maskrcnn_benchmark.engine.vocabulary import Vocabulary, build_vocabulary, refuse_other_embeddings
 from maskrcnn_benchmark.errors import PromptError
 from maskrcnn_benchmark.modeling.build import build_detector
 from maskrcnn_benchmark.modeling.interface import Detector, ImageState, TextState
@@ -168,6 +168,7 @@ def load(cfg: Cfg, weights: str | Path, device: torch.device | None = None) -> M
     path, device, recipe = find_weights(weights), device or pick_device(cfg.MODEL.DEVICE), build_recipe(cfg)
     detector = build_detector(cfg)
     report = load_weights(detector, path, rules=RELEASED, ema=which_weights(cfg))
+    refuse_other_embeddings(cfg, detector, report)
     facts = [report.digest, which_weights(cfg), cfg.MODEL, cfg.TEST.MDETR_STYLE_AGGREGATE_CLASS_NUM]
     key = json.dumps(facts, sort_keys=True, default=str)
     key = hashlib.sha256(key.encode()).hexdigest()

@@ -18,20 +18,20 @@ from maskrcnn_benchmark.data.sample import PictureSet
 from maskrcnn_benchmark.engine.inference import Model, Recipe
 from maskrcnn_benchmark.engine.shards import Found, Piece
 from maskrcnn_benchmark.modeling.interface import TextState
-from maskrcnn_benchmark.structures import ImageMeta, Prompt, TextBatch
+from maskrcnn_benchmark.structures import Detections, ImageMeta, Prompt, TextBatch
 
 
 class ClassPictures(PictureSet, Protocol):
     """Pictures that are all asked for the same classes."""
+
+    @property
+    def prompt_categories(self) -> list[tuple[int, str]]: ...
 
     def meta(self, entry: int, orig_size: Size) -> ImageMeta: ...
 
 
 class LabelledObjects(ClassPictures, Protocol):
     """Pictures of which the classes of their objects are known."""
-
-    @property
-    def prompt_categories(self) -> list[tuple[int, str]]: ...
 
     def classes_of(self, index: int) -> np.ndarray: ...
 
@@ -109,7 +109,7 @@ class ClassQuestions:
 
 
 class NoQuestions:
-    """Nothing is asked: the detector knows a fixed list of classes, those of the data set.
+    """Nothing is asked: the detector knows a fixed list of classes, those of the data set in their order.
 
     Args:
         dataset: Its pictures are the entries.
@@ -120,13 +120,19 @@ class NoQuestions:
     def __init__(self, dataset: ClassPictures):
         self.dataset = dataset
         self.entries = len(dataset)
+        self.labels = [label for label, _ in dataset.prompt_categories]
 
     def pieces(self, picture: int, parts: range) -> list[Piece]:
         return [(picture, 0)]
 
     def find(self, model: Model, loaded: Loaded, parts: range) -> Iterator[Found]:
-        found = model.find_all(model.encode_image(loaded.images))
-        yield from (Found(number, 0, item) for number, item in zip(loaded.numbers, found, strict=True))
+        yield from self._labelled(loaded, model.find_all(model.encode_image(loaded.images)))
+
+    def _labelled(self, loaded: Loaded, answers: Sequence[Detections]) -> Iterator[Found]:
+        """With the labels of the data set, where the detector has numbers from 1."""
+        labels = torch.tensor([0, *self.labels])
+        for number, item in zip(loaded.numbers, answers, strict=True):
+            yield Found(number, 0, replace(item, labels=labels[item.labels]))
 
     def meta(self, entry: int, orig_size: Size) -> ImageMeta:
         return self.dataset.meta(entry, orig_size)
@@ -141,18 +147,10 @@ class OwnClassQuestions(NoQuestions):
 
     dataset: LabelledObjects
 
-    def __init__(self, dataset: LabelledObjects):
-        super().__init__(dataset)
-        self.labels = [label for label, _ in dataset.prompt_categories]
-
     def find(self, model: Model, loaded: Loaded, parts: range) -> Iterator[Found]:
         place = {label: number for number, label in enumerate(self.labels, 1)}
         asked = [sorted({place[label] for label in self.dataset.classes_of(n).tolist()}) for n in loaded.numbers]
-        labels = torch.tensor([0, *self.labels])
-        for number, item in zip(
-            loaded.numbers, model.find_classes(model.encode_image(loaded.images), asked), strict=True
-        ):
-            yield Found(number, 0, replace(item, labels=labels[item.labels]))
+        yield from self._labelled(loaded, model.find_classes(model.encode_image(loaded.images), asked))
 
 
 class CaptionQuestions:

@@ -1,5 +1,5 @@
 """Boxes for pictures of which only the classes are known, found by DECOLA when it is asked for just these classes (Cho
-and Krähenbühl, CVPR 2024, https://github.com/janghyuncho/DECOLA).
+and Krähenbühl, CVPR 2024, https://github.com/janghyuncho/DECOLA), or, off-line, by the baseline it is compared with.
 
 A teacher has weights of its own, from a file: they are in no checkpoint of the student, and nothing trains them.
 """
@@ -16,10 +16,12 @@ from torch import Tensor
 
 from maskrcnn_benchmark.checkpoint.io import find_weights, load_weights
 from maskrcnn_benchmark.config import Cfg
+from maskrcnn_benchmark.engine.vocabulary import refuse_other_embeddings
 from maskrcnn_benchmark.errors import ConfigError, WeightsError
 from maskrcnn_benchmark.modeling.build import build_detector
 from maskrcnn_benchmark.modeling.criterion.lessons import image_labels
 from maskrcnn_benchmark.modeling.detectors.decola import Decola
+from maskrcnn_benchmark.modeling.detectors.deformable_detr import QueryDetector
 from maskrcnn_benchmark.modeling.interface import Batch
 from maskrcnn_benchmark.structures import ImageBatch, Target
 from maskrcnn_benchmark.structures.boxes import cxcywh_to_xyxy
@@ -94,19 +96,20 @@ class Teacher:
     """Finds the boxes of a batch.
 
     Args:
-        detector: Phase 1; it stays in evaluation mode, and in no module.
+        detector: Phase 1, whose queries are then for the classes of a batch, or the baseline, whose queries for
+            objects of any class are judged by these classes. It stays in evaluation mode, and in no module.
         num_classes: That it knows.
         choice: Which box of a class is taken.
         digest: Of the file of its weights.
     """
 
-    def __init__(self, detector: Decola, num_classes: int, choice: Choice, digest: str = "") -> None:
+    def __init__(self, detector: QueryDetector, num_classes: int, choice: Choice, digest: str = "") -> None:
         self.detector = detector.eval().requires_grad_(False)
         self.num_classes, self.choice, self.digest = num_classes, choice, digest
 
     @torch.no_grad()
     def find(self, images: ImageBatch, labels: Sequence[Tensor]) -> list[Found]:
-        """Boxes of pictures; each is searched for the classes of all of them, which changes what is found.
+        """Boxes of pictures; each is searched for the classes of all of them, which changes what phase 1 finds.
 
         Args:
             images: As the network gets them.
@@ -116,8 +119,12 @@ class Teacher:
         rows = self.detector.classifiers[0].rows[asked - 1]
         scene = self.detector.detr.encode(images)
         with self.detector.detr.precision(images.pixels):
-            logits, boxes, owner = self.detector.find_prompted(scene, rows)
-        assert owner is not None  # queries speak of their own class alone
+            find = self.detector.find_prompted if isinstance(self.detector, Decola) else self.detector.find
+            logits, boxes, owner = find(scene, rows)
+        if owner is None:  # each query speaks of all classes: as many queries, one for each
+            _, queries, classes = logits.shape
+            owner = torch.arange(classes, device=logits.device).repeat(queries)
+            logits, boxes = logits.flatten(1)[..., None], boxes.repeat_interleave(classes, dim=1)
         return choose(logits, boxes, asked[owner], labels, self.choice)
 
     def __call__(self, batch: Batch) -> Batch:
@@ -141,13 +148,21 @@ def build_teacher(cfg: Cfg, device: torch.device) -> Teacher | None:
         WeightsError: it is not there, or its weights are of another network.
     """
     name = teacher_weights(cfg)
-    if name is None:
-        return None
+    return None if name is None else load_teacher(cfg, name, device)
+
+
+def load_teacher(cfg: Cfg, name: str, device: torch.device) -> Teacher:
+    """The network of a config as a teacher, with the weights of a file.
+
+    Raises:
+        WeightsError: it is not there, or its weights are of another network.
+    """
     options = cfg.MODEL.DECOLA.SELF_LABEL
     wide = {"MODEL.DECOLA.QUERIES_PER_PROMPT": QUERIES, "MODEL.DECOLA.MULTI_CLASS_SECOND_STAGE": False}
     detector = build_detector(cfg.override(wide, "the teacher"))
-    assert isinstance(detector, Decola)
+    assert isinstance(detector, QueryDetector)
     report = load_weights(detector, _find(name))
+    refuse_other_embeddings(cfg, detector, report)
     logger.info("boxes for image labels come from %s", report.path)
     choice = Choice(options.SELECT, options.MIN_AREA, options.MIN_SCORE)
     return Teacher(detector.to(device), cfg.MODEL.DEFORMABLE_DETR.NUM_CLASSES, choice, report.digest)

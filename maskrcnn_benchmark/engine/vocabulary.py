@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from maskrcnn_benchmark.checkpoint.io import Report, read_classes
 from maskrcnn_benchmark.config import Cfg
 from maskrcnn_benchmark.errors import PromptError, WeightsError
 from maskrcnn_benchmark.modeling.detectors.named import NamedDetector
-from maskrcnn_benchmark.modeling.heads.class_tables import class_names, embed
+from maskrcnn_benchmark.modeling.heads.class_tables import CLASSES, OBJECT, class_names, embed
+from maskrcnn_benchmark.modeling.heads.zero_shot import PromptClassifier, ZeroShotClassifier, without_embeddings
 from maskrcnn_benchmark.modeling.interface import TextState
 from maskrcnn_benchmark.structures import TextBatch
-from maskrcnn_benchmark.text.class_bank import TEMPLATE, ClassBank, check_names, plain_name
+from maskrcnn_benchmark.text.class_bank import BUNDLED, TEMPLATE, ClassBank, bundled_names, check_names, plain_name
 
 EMBEDDING = ("DecolaDeformableDETR", "DeformableDETR")
 """``MODEL.META_ARCHITECTURE`` of detectors that are asked for embeddings, each picture for its own if need be."""
@@ -107,6 +110,56 @@ def build_vocabulary(cfg: Cfg, detector: object, names: Callable[[], tuple[str, 
     if len(found) != len(detector.table) and not cfg.MODEL.ZEROSHOT_CLS.NAMES_FILE:
         found = ()  # a list that comes along with the default WEIGHT_PATH; the weights brought other embeddings
     return Vocabulary(detector, found or names(), cfg)
+
+
+def refuse_other_embeddings(cfg: Cfg, detector: nn.Module, report: Report) -> None:
+    """That names are embedded as in the table that weights bring, where a detector keeps its own in place of that one.
+
+    Rows are compared as far as their names are known: DECOLA's prompt for any object; classes that a training noted
+    with the weights, or, where it noted none, those of a released table of as many rows as are used now.
+
+    Raises:
+        WeightsError: they are not, or its own has only a part of them.
+    """
+    parts = ((detector.get_submodule(name.rpartition(".")[0]), table) for name, table in report.replaced.items())
+    part, theirs = next(((part, table) for part, table in parts if isinstance(part, ZeroShotClassifier)), (None, None))
+    if part is None or theirs is None or part.zs_weight.is_meta:
+        return
+    if nothing := without_embeddings(detector, cfg.MODEL.DECOLA.PROB_OBJECT_PROMPT > 0):
+        raise WeightsError(
+            f"{report.path}: {nothing} has no embedding: {CLASSES} and OBJECT_WEIGHT_PATH stand in for the table of "
+            "these weights: give both, or neither"
+        )
+    if isinstance(part, PromptClassifier) and not _alike(part.object_row, theirs[-1:]):
+        raise _embedded_otherwise(cfg, OBJECT, report)
+    ours, mine, rows = class_names(cfg), part.classes(part.zs_weight), part.classes(theirs)
+    noted = read_classes(report.path)
+    if not noted and len(ours) == len(rows) and ours in map(bundled_names, BUNDLED.values()):
+        noted = ours
+    if len(ours) > len(mine) or len(noted) > len(rows):
+        return  # names that are not of these rows
+    place = {name: row for row, name in enumerate(noted)}
+    both = [(row, place[name]) for row, name in enumerate(ours) if name in place]
+    if both and not _alike(mine[[row for row, _ in both]], rows[[row for _, row in both]]):
+        raise _embedded_otherwise(cfg, CLASSES, report)
+
+
+def _alike(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether most rows (N, E) are by one encoder; zeros are of no name."""
+    known = ours.any(dim=1) & theirs.any(dim=1)
+    cosines = F.cosine_similarity(ours[known].float(), theirs[known].float())
+    return len(cosines) == 0 or cosines.median().item() >= ALIKE
+
+
+def _embedded_otherwise(cfg: Cfg, key: str, report: Report) -> WeightsError:
+    given = str(cfg.MODEL.ZEROSHOT_CLS[key.rpartition(".")[2]])
+    if not Path(given).is_file() and cfg.MODEL.ZEROSHOT_CLS.TEXT_WEIGHT:
+        key, given = "MODEL.ZEROSHOT_CLS.TEXT_WEIGHT", cfg.MODEL.ZEROSHOT_CLS.TEXT_WEIGHT
+    return WeightsError(
+        f"{report.path}: was trained with other embeddings of the same names than {key} {given!r} "
+        f"({cfg.source(key)}) gives: that is of another encoder or template; make it with those of the weights "
+        f"(`mrb bank`), or set MODEL.ZEROSHOT_CLS.WEIGHT_PATH and OBJECT_WEIGHT_PATH to '' to take the weights' own"
+    )
 
 
 def takes_names(cfg: Cfg) -> bool:

@@ -103,7 +103,7 @@ CAPTIONED = ("flickr", "gqa", "phrasecut", "refexp")
 """Kinds of data sets with captions."""
 
 EVALUATORS: dict[str, Choice] = {
-    "coco": Choice(("coco",), _coco),
+    "coco": Choice(("coco", "lvis"), _coco),
     "coco_agnostic": Choice(("coco",), _coco_agnostic),
     "coco_zeroshot": Choice(("coco",), _coco_zero_shot),
     "proposals": Choice(("coco",), lambda entry, dataset, protocols: ProposalEvaluator(entry.annotations)),

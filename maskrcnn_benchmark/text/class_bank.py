@@ -59,8 +59,10 @@ class ClassBank:
     def __len__(self) -> int:
         return len(self.table)
 
-    def check(self, names: Sequence[str] | None = None, encoder: str = "", width: int | None = None) -> ClassBank:
-        """The bank, if it is of these names in this order, by this encoder and of this width.
+    def check(
+        self, names: Sequence[str] | None = None, other: ClassBank | None = None, width: int | None = None
+    ) -> ClassBank:
+        """The bank, if it is of these names in this order, made as another one is, and of this width.
 
         A table without names or encoder is compared by its size alone.
 
@@ -72,14 +74,22 @@ class ClassBank:
                 f"{self.source}: its embeddings have {self.table.shape[1]} numbers, the detector's {width}: it is of "
                 "another encoder"
             )
-        if encoder and self.encoder and encoder != self.encoder:
-            raise DataError(
-                f"{self.source}: was made by encoder {self.encoder[:12]}, and {encoder[:12]} is in use: their "
-                f"embeddings cannot be compared; {MAKE}"
-            )
+        if other is not None:
+            self._check_encoder(other)
         if names is not None:
             self._check_names(names)
         return self
+
+    def _check_encoder(self, other: ClassBank) -> None:
+        for what, mine, its in (
+            ("encoder", self.encoder[:12], other.encoder[:12]),
+            ("template", self.template, other.template),
+        ):
+            if mine and its and mine != its:
+                raise DataError(
+                    f"{self.source}: was made with the {what} {mine!r}, and {other.source} with {its!r}: their "
+                    f"embeddings cannot be compared; {MAKE}, with the same {what}"
+                )
 
     def _check_names(self, names: Sequence[str]) -> None:
         if len(names) != len(self):
@@ -114,7 +124,7 @@ def check_names(names: Sequence[str], where: str = "class names") -> tuple[str, 
     """Names that can be told apart.
 
     Raises:
-        PromptError: there are none, or one is empty or comes twice.
+        PromptError: there are none, or one is empty or comes twice, also with other capitals, spaces or underscores.
     """
     if not names:
         raise PromptError(f"{where}: no names")
@@ -126,6 +136,10 @@ def check_names(names: Sequence[str], where: str = "class names") -> tuple[str, 
         places = ", ".join(str(n) for n, name in enumerate(names, 1) if name.strip() == doubled[0])
         more = f", and {len(doubled) - 1} more names come" if len(doubled) > 1 else ""
         raise PromptError(f"{where}: {doubled[0]!r} comes more than once (names {places}){more}: take the others out")
+    first: dict[str, str] = {}
+    for name in names:
+        if (other := first.setdefault(plain_name(name), name)) != name:
+            raise PromptError(f"{where}: {other!r} and {name!r} are the same name: take one of them out")
     return tuple(names)
 
 

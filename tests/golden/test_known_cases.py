@@ -16,7 +16,7 @@ NOT_IN_YET: dict[str, tuple[str, ...]] = {
     "e2e": (),
     "dap": (),
     "decola": (),
-    "mdetr": ("dataset_*", "eval_*", "lr_schedules", "transforms"),
+    "mdetr": (),
 }
 
 

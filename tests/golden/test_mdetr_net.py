@@ -28,7 +28,7 @@ from maskrcnn_benchmark.text.positive_map import positive_map, text_batch
 from tests.golden.common import golden_cases, golden_root, load_case
 from tests.golden.fiber_net import assert_statistics
 from tests.golden.mdetr_net import Taps, case_detector, options, pictures, target, tokenizer, training_batch
-from tests.golden.test_names import lists, read, without_memory
+from tests.golden.test_names import lists, read, shapes, without_memory
 
 FULL_GRADIENTS, SMALL_GRADIENTS = 0.02, 1e-3  # fused attention rounds differently, and the filled nets amplify it
 NOISE = "attention.self.key.bias"  # its gradient is zero in exact arithmetic
@@ -342,3 +342,22 @@ def test_name_lists_load(path: Path, tmp_path: Path) -> None:
         assert sum(not one.requires_grad for one in parameters) == counts["frozen_tensors"]
         groups = [[len(group), sum(one.numel() for one in group)] for group in grouped(detector)]
         assert groups == list(counts["groups (tensors, elements)"].values())
+
+
+ENB3, ENB5 = "mdetr_timm_tf_efficientnet_b3_ns", "mdetr_timm_tf_efficientnet_b5_ns"
+CONFIGS = {
+    "mdetr_resnet101": ("pretrain_r101", "phrasecut_detection_r101"),
+    "mdetr_resnet101_phrasecut": ("phrasecut_masks_r101",),
+    ENB3: ("pretrain_enb3", "phrasecut_detection_enb3"),
+    f"{ENB3}_phrasecut": ("phrasecut_masks_enb3",),
+    ENB5: ("pretrain_enb5",),
+}
+"""Released name list -> the configs of its network."""
+
+
+@pytest.mark.parametrize("path", lists("mdetr"))
+def test_configs_are_of_the_released_networks(path: Path) -> None:
+    for name in CONFIGS.get(path.stem, ()):
+        with torch.device("meta"):
+            state = build_detector(load_cfg(f"configs/mdetr/{name}.yaml")).state_dict()
+        assert {key: list(value.shape) for key, value in state.items()} == shapes(read(path)), name

@@ -16,16 +16,17 @@ from PIL import Image
 from torch import nn
 from torchvision import models
 
-from maskrcnn_benchmark import mrb
+from maskrcnn_benchmark import mrb, pseudo_boxes
 from maskrcnn_benchmark.checkpoint.io import save_weights
 from maskrcnn_benchmark.data.box_files import read_boxes
+from maskrcnn_benchmark.data.datasets.image_folder import ImageFolder
 from maskrcnn_benchmark.data.pictures import PictureError
 from maskrcnn_benchmark.engine.cam_boxes import Result, Work, collect, find_boxes
 from maskrcnn_benchmark.engine.distributed import World
 from maskrcnn_benchmark.errors import ConfigError, DataError
 from maskrcnn_benchmark.modeling.cam.build import map_net
 from maskrcnn_benchmark.modeling.cam.maps import ClassMaps
-from maskrcnn_benchmark.pseudo_boxes import Options, folder, imagenet1k, imagenet22k
+from maskrcnn_benchmark.pseudo_boxes import Options, class_rows, folder, imagenet1k, imagenet22k
 from tests.golden.common import shared_path
 
 MODEL = "shufflenet_v2_x0_5"  # the fastest
@@ -224,6 +225,39 @@ def test_a_folder_of_classes(
     assert "was made of other pictures, or with other weights" in capsys.readouterr().err
 
 
+def test_what_a_finished_run_lacks_is_made_from_its_boxes(
+    classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deleted files, and a sheet that is asked for later; without all boxes they are found once more."""
+    out = tmp_path / "out"
+    words = ["pseudo-boxes", str(classes), "--model", MODEL, "--weight", weights(tmp_path, 2), "--out", str(out)]
+    assert mrb.main(words) == 0
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(pseudo_boxes, "find_boxes", lambda *_: pytest.fail("boxes are there"))
+        for name in ("camnms8xyxy.json", "camnms5xyxy.npz"):
+            (out / name).unlink()
+        capsys.readouterr()
+        assert mrb.main(words) == 0
+        assert "camxyxy.npz: camnms5xyxy.npz, camnms8xyxy.json" in capsys.readouterr().err
+        assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+        sides = []
+        for count in ("1", "4"):  # one of these four cannot be read
+            assert mrb.main([*words, "--pictures", count]) == 0
+            sides.append(Image.open(out / "cam.png").size)
+        assert sides[1] > sides[0]
+        capsys.readouterr()
+        assert mrb.main([*words, "--pictures", "4"]) == 0
+        assert "nothing to do" in capsys.readouterr().err
+        assert mrb.main([*words, "--scales", "64", "96", "--pictures", "4"]) == 2
+    (out / "camxyxy.npz").unlink()
+    assert mrb.main(words) == 0
+    assert (out / "camxyxy.npz").read_bytes() == before["camxyxy.npz"]
+    (out / "camxyxy.npz").unlink()
+    assert mrb.main([*words, "--scales", "64", "96"]) == 2, "the other files would be overwritten"
+    assert "camnms9xyxy.npz is there, and was made of other pictures, or with other" in capsys.readouterr().err
+
+
 def test_other_scales(classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Boxes of other scales are others, and are not taken for those that are there."""
     words = ["--model", MODEL, "--weight", weights(tmp_path, 2), "--out", str(tmp_path / "out")]
@@ -247,6 +281,17 @@ def test_classes_that_do_not_fit(classes: Path, tmp_path: Path) -> None:
     listed.write_text("dog\nbird\ncat\n")
     folder(classes, tmp_path / "out", chosen, classes=listed)
     assert len(read_boxes(tmp_path / "out" / "camnms8xyxy.npz")) == 4
+
+
+def test_a_class_that_is_listed_twice(classes: Path, tmp_path: Path) -> None:
+    """As "crane" and "maillot" are in ImageNet's names."""
+    chosen, listed = options(tmp_path, 4), tmp_path / "names.txt"
+    listed.write_text("cat\ndog\nbird\ncat\n")
+    with pytest.raises(ConfigError, match=r"names\.txt': 'cat', .* is on lines 1 and 4: keep it on the line that is"):
+        folder(classes, tmp_path / "out", chosen, classes=listed)
+    listed.write_text("bird\ndog\nbird\ncat\n")
+    pictures = ImageFolder(classes, classes)
+    assert class_rows(pictures, 4, listed) == (3, 1), "no picture is of the class that is there twice"
 
 
 def test_maps_without_contrast_are_told(classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -324,6 +369,26 @@ def test_imagenet_22k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert capsys.readouterr().err.count("nothing to do") == 2
     with pytest.raises(ConfigError, match=r"the classifier has 4 classes, .* has 3 \(ape, bee, cat"):
         imagenet22k(1, "cam1", options(tmp_path, 4), where=str(tmp_path))
+
+
+def test_coco_of_boxes_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same as with the boxes at once, from .pth and from .npz, which has neither scores nor sizes."""
+    for place in ("now", "later"):
+        (tmp_path / place).mkdir()
+        tsv(tmp_path / place, 0, ("cat", "ape", "cat"))
+        binary(tmp_path / place / "1k", (0, 2, 1))
+    at_once, plain = options(tmp_path, 3, coco=True), options(tmp_path, 3)
+
+    def both(place: str, chosen: Options) -> list[bytes]:
+        imagenet22k(0, "cam1", chosen, where=str(tmp_path / place))
+        imagenet1k("train", "cam3", chosen, where=str(tmp_path / place / "1k"))
+        return [file.read_bytes() for file in sorted((tmp_path / place).rglob("*nms8xyxy.json"))]
+
+    now = both("now", at_once)
+    assert len(now) == 2
+    assert both("later", plain) == []
+    monkeypatch.setattr(pseudo_boxes, "find_boxes", lambda *_: pytest.fail("boxes are there"))
+    assert both("later", at_once) == now
 
 
 def test_a_picture_of_22k_without_a_class(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def test_a_bank_goes_to_disk_and_back(encoder: ClipText, tokenizer: ClipTokenize
     read = read_bank(write_bank(bank, tmp_path / "b.safetensors"))
     assert (read.names, read.template, read.encoder) == (NAMES, "a {}", encoder.digest())
     assert torch.equal(read.table, bank.table)
-    assert read.check(NAMES, encoder.digest(), 16) is read
+    assert read.check(NAMES, bank, 16) is read
     assert torch.equal(read.rows(["dog", "cat"]), bank.table[[1, 0]])
 
 
@@ -106,10 +107,13 @@ def test_a_bank_of_something_else(encoder: ClipText, tokenizer: ClipTokenizer, t
         bank.check(["cat", "cow", "aerosol_can"])
     with pytest.raises(DataError, match=r"has 3 rows for 2 classes \(cat, dog\)"):
         bank.check(["cat", "dog"])
+    made_by = deepcopy(encoder)
     with torch.no_grad():
         encoder.ln_final.weight[0] += 1
     with pytest.raises(DataError, match="their embeddings cannot be compared"):
-        bank.check(encoder=encoder.digest())
+        bank.check(other=make_bank(NAMES, encoder, tokenizer))
+    with pytest.raises(DataError, match=r"the template 'a \{\}', and photos with 'a photo of a \{\}'"):
+        bank.check(other=make_bank(NAMES, made_by, tokenizer, "a photo of a {}", "photos"))
     with pytest.raises(DataError, match="have 16 numbers, the detector's 512"):
         bank.check(width=512)
     with pytest.raises(PromptError, match="no embedding of 'dogs': the closest of its 3 are dog"):
@@ -120,6 +124,7 @@ def test_a_bank_of_something_else(encoder: ClipText, tokenizer: ClipTokenizer, t
     ("names", "told"),
     [
         (["cat", "dog", "cat"], r"'cat' comes more than once \(names 1, 3\)"),
+        (["traffic light", "dog", "Traffic_Light"], "'traffic light' and 'Traffic_Light' are the same name"),
         (["cat", "  "], "name 2 of 2 is empty"),
         ([], "no names"),
     ],

@@ -114,6 +114,40 @@ def test_what_is_for_training_alone_is_refused_for_evaluation(tmp_path: Path) ->
             resolve(config(tmp_path), name, "test")
 
 
+@pytest.mark.parametrize(
+    ("name", "folder", "files"),
+    [
+        (
+            "lvis_v1_minival",
+            "coco",
+            [f"{place}/lvis_v1_minival_inserted_image_name.json" for place in ("lvis", "metadata", "lvis_mini")],
+        ),
+        ("lvis_v1_train_22k", "coco", ["lvis/lvis_v1_train_lvis-21k.json", "lvis/lvis_v1_train_lvis-22k.json"]),
+        (
+            "imagenet_lvis-21k",
+            "imagenet",
+            [f"imagenet/annotations/imagenet-{n}k_image_info_lvis-{n}k.json" for n in (21, 22)],
+        ),
+        (
+            "objects365_v2_train",
+            "objects365/train",
+            [f"objects365/annotations/zhiyuan_objv2_train_fixname{end}.json" for end in ("", "_fixmiss")],
+        ),
+        (
+            "oid_train",
+            "oid/images",
+            [f"oid/annotations/oid_challenge_2019_train{end}.json" for end in ("", "_bbox")],
+        ),
+    ],
+)
+def test_files_that_have_several_names(data: Path, tmp_path: Path, name: str, folder: str, files: list[str]) -> None:
+    put(data, f"datasets/{folder}")
+    for file in files:
+        put(data, f"datasets/{file}")
+        assert resolve(config(tmp_path), name, "train").annotations == data / "datasets" / file
+        (data / "datasets" / file).unlink()
+
+
 def test_tab_separated_data_need_no_folder_of_pictures(data: Path, tmp_path: Path) -> None:
     put(data, "Objects365/objects365_train_vgoiv6.cas2000.yaml")
     entry = resolve(config(tmp_path), "object365_dt_train", "train")

@@ -33,6 +33,8 @@ TRAININGS = {
     f"MODEL.WEIGHTS {PHASE_1_L}",
     "BoxSup": "--num-gpus 8 --config-file BoxSup-DeformDETR_Lbase_CLIP_R5021k_4x.yaml",
     "Detic": f"--num-gpus 8 --config-file Detic_DeformDETR_LbaseI_CLIP_R5021k_4x_ft4x.yaml MODEL.WEIGHTS {BOX_SUP}",
+    "CenterNet2": "--num-gpus 8 --config-file DECOLA_C2_LbaseI_CLIP_R5021k_640b64_ft4x+Detic.yaml "
+    f"MODEL.WEIGHTS {CENTERNET_2}",
 }
 SIZES = {"phase 2": "2 or 8", "phase 2, off-line": "2 or 8", "Detic": "2 or 8", "CenterNet2": "8 or 32 or 32"}
 LABELLING = (
@@ -107,9 +109,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labels = write_coco(pictures, World(2, size=(96, 128), classes=CLASSES), COUNT).annotations
     for name in ("annotations", "pseudo_annotations"):
         (data / "imagenet" / name).mkdir()
-    pseudo = data / "imagenet" / "pseudo_annotations"
-    shutil.copyfile(labels, pseudo / "imagenet_lvis_v1_decola_phase1_r50_21k_zeroshot_4x.json")
+    found = json.loads(labels.read_text())["annotations"]
     only_names(labels)
+    pseudo = data / "imagenet" / "pseudo_annotations" / "imagenet_lvis_v1_decola_phase1_r50_21k_zeroshot_4x.json"
+    pseudo.write_text(json.dumps({**json.loads(labels.read_text()), "annotations": found}))
     shutil.move(labels, data / "imagenet" / "annotations" / "imagenet_lvis_image_info.json")
     (folder / "weights").mkdir()
     for file in (PHASE_1_L, BOX_SUP, CENTERNET_2):

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from maskrcnn_benchmark.checkpoint import resume
+from maskrcnn_benchmark.data.drawn import CLASSES, World
+from maskrcnn_benchmark.data.drawn.forms import write_lvis
 from maskrcnn_benchmark.engine.self_label import Teacher
 from maskrcnn_benchmark.modeling.interface import Batch
 from tests.decola_runs import WITH_NAMES, SmallDecola, make_small_decola
@@ -53,6 +57,36 @@ def test_a_killed_phase_1_goes_on_to_the_last_bit(small: SmallDecola, phase_1: P
     names = rows(phase_1)[0].keys()
     assert {"loss_ce", "loss_bbox_0", "loss_giou_enc", "loss_ce_weak_data"} <= names
     assert "class_error" not in names  # each query speaks of its own class alone
+
+
+def test_weights_are_scored(small: SmallDecola, phase_1: Path, tmp_path: Path) -> None:
+    """On data of COCO's form, with the last checkpoint though others are named; and on data of LVIS's form."""
+    shutil.copytree(phase_1, tmp_path / "run")
+    keys = {"SOLVER__MAX_ITER": STEPS, "MODEL__WEIGHT": tmp_path / "others.pth", "DATASETS__TRAIN": "()"}
+    assert small.run(tmp_path / "run", "--eval-only", "--resume", **keys) == 0
+    scored = results_of(tmp_path / "run")
+    assert scored["weights"] == str(tmp_path / "run" / resume.name_of(STEPS))
+    assert scored["counts"]["pictures"] == 6
+    assert scored["counts"]["detections"] > 0
+    assert "AP50" in scored["metrics"]
+    assert small.run(tmp_path / "empty", "--eval-only", "--resume", **keys) == 2  # MODEL.WEIGHT, which is not there
+    keys["MODEL__WEIGHT"] = phase_1 / "model_final.pth"
+
+    lvis = write_lvis(tmp_path / "scenes", World(3, size=(96, 128), classes=CLASSES), 3)
+    task = tmp_path / "task.yaml"
+    task.write_text(yaml.safe_dump({"DATASETS": {"REGISTER": {"drawn_lvis": lvis.entry}, "TEST": ["drawn_lvis"]}}))
+    assert replace(small, task=task).run(tmp_path / "lvis", "--eval-only", **keys) == 0
+    scored = results_of(tmp_path / "lvis")
+    assert scored["weights"] == str(phase_1 / "model_final.pth")
+    assert scored["counts"]["detections"] > 0
+    assert {"AP", "APr", "AP-novel", "AP-base"} <= scored["metrics"].keys()
+    assert not list((tmp_path / "lvis").glob("model_*.pth"))  # nothing is trained
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    (path,) = folder.rglob("results.json")
+    results: dict[str, Any] = json.loads(path.read_text())
+    return results
 
 
 def test_a_killed_phase_2_goes_on_to_the_last_bit_with_the_same_teacher(

@@ -7,10 +7,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from maskrcnn_benchmark import labelling, mrb
 from maskrcnn_benchmark.api import Predictor
+from maskrcnn_benchmark.checkpoint.io import save_weights
+from maskrcnn_benchmark.config import load_cfg
+from maskrcnn_benchmark.modeling.build import build_detector
+from maskrcnn_benchmark.text.class_bank import ClassBank, write_bank
 from tests.narrow import CONFIG, Narrow, make_narrow
+from tests.narrow_decola import CONFIGS, WIDTH, narrow_options
 
 LABELS = "red circle, dog"
 
@@ -60,6 +66,36 @@ def test_boxes_become_annotations_that_check_accepts(
     assert not out.with_suffix(".parts").exists()
 
 
+def test_a_baseline_labels_with_its_classes_or_some(
+    shots: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """BoxSup on Deformable DETR."""
+    bank = ClassBank(torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(0)), ("dog", "bus stop", "kite"))
+    keys = {
+        "MODEL__ZEROSHOT_CLS__WEIGHT_PATH": write_bank(bank, tmp_path / "names.safetensors"),
+        "MODEL__DEFORMABLE_DETR__NUM_CLASSES": 3,
+    }
+    options = narrow_options(tmp_path, **keys)
+    cfg = load_cfg(CONFIGS["baseline"], opts=options)
+    weights = save_weights(build_detector(cfg).state_dict(), tmp_path / "boxsup.pth")
+    words = ["label", str(shots), "--config-file", CONFIGS["baseline"], "--weight", str(weights), "--device", "cpu"]
+
+    def ask(out: Path, *labels: str) -> int:
+        return mrb.main([*words, "--min-score", "0", *labels, "--output", str(out), "--set", *options])
+
+    for number, wanted in enumerate((bank.names, ("kite", "Bus_Stop"))):
+        out = tmp_path / f"{number}.json"
+        assert ask(out, *(("--labels", ", ".join(wanted)) if number else ())) == 0
+        found = json.loads(out.read_text())
+        assert [row["name"] for row in found["categories"]] == list(wanted)
+        assert {row["category_id"] for row in found["annotations"]} <= set(range(1, len(wanted) + 1))
+        assert len(found["annotations"]) > 0
+        assert mrb.main(["data", "check", str(out), "--images", str(shots), "--output", str(tmp_path / "check")]) == 0
+    capsys.readouterr()
+    assert ask(tmp_path / "more.json", "--labels", "kite, submarine") == 2
+    assert "no embedding of 'submarine'" in capsys.readouterr().err
+
+
 def test_an_interrupted_run_goes_on(
     narrow: Narrow, shots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,6 +136,7 @@ def test_what_is_there_is_not_overwritten(
     [
         ([], "nothing is asked: give --labels or --labels-file"),
         (["--labels", "dog, cat, dog"], "'dog' comes more than once (names 1, 3)"),
+        (["--labels", "traffic light, dog, Traffic_light"], "'traffic light' and 'Traffic_light' are the same name"),
         (["--labels-file", "absent.txt"], "absent.txt: class names cannot be read"),
     ],
 )

@@ -145,6 +145,37 @@ def test_unreadable_pictures_of_names_are_counted_and_others_taken(
     assert "names: unreadable pictures, for which others were taken: " in caplog.text
 
 
+@pytest.mark.parametrize("kind", ["coco", "lvis"])
+def test_a_set_of_any_kind_is_forgiven_where_only_its_names_are_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    boxes, names = write(tmp_path / "boxes"), write(tmp_path)
+    (tmp_path / "2.png").write_bytes(b"no picture")
+    (tmp_path / "3.png").unlink()
+    files = {"boxes__ann_file": boxes, "boxes__img_dir": boxes.parent, "names__ann_file": names, "names__kind": kind}
+    keys = {f"DATASETS__REGISTER__{key}": str(value) for key, value in files.items()}
+    made = data(tmp_path, **keys)
+    assert "names: missing picture " in caplog.text
+    targets = [target for epoch in range(3) for batch in made.loader(epoch) for target in batch.targets]
+    used = {Path(target.meta.file).name for target in targets if target.image_labels is not None}
+    assert used == {"1.png", "4.png", "5.png", "6.png"}
+    assert "names: unreadable pictures, for which others were taken: " in caplog.text
+    with pytest.raises(DataError, match="names: missing picture"):  # its boxes are needed
+        data(tmp_path, **keys, DATALOADER__DATASET_ANN="('box', 'box')")
+
+
+def test_pictures_of_coco_lie_in_its_folder_whatever_their_address(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    tree = json.loads(path.read_text())
+    for row in tree["images"]:
+        row["coco_url"] = f"http://images.cocodataset.org/train2017/{row['file_name']}"
+    path.write_text(json.dumps(tree))
+    keys = {f"DATASETS__REGISTER__{name}__kind": "coco" for name in ("boxes", "names")}
+    assert len(list(data(tmp_path, **keys).loader(0))) > 0
+    with pytest.raises(DataError, match=r"pictures are missing, such as .*train2017"):
+        data(tmp_path, **{**keys, "DATASETS__REGISTER__boxes__kind": "lvis"})
+
+
 def test_names_need_batches_of_one_set(tmp_path: Path) -> None:
     write(tmp_path)
     with pytest.raises(ConfigError, match="use multi_dataset"):

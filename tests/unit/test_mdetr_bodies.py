@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import nn
 
+from maskrcnn_benchmark.checkpoint import zoo
 from maskrcnn_benchmark.checkpoint.io import load_weights, read_state_dict
 from maskrcnn_benchmark.checkpoint.mdetr import start_body, start_text
 from maskrcnn_benchmark.checkpoint.start import start_from
+from maskrcnn_benchmark.commands.mdetr import BODIES
 from maskrcnn_benchmark.config import load_cfg
 from maskrcnn_benchmark.engine.freeze import freeze
 from maskrcnn_benchmark.errors import ConfigError, WeightsError
@@ -83,6 +85,31 @@ def test_timm_body_is_timm_with_frozen_norms(name: str, dilated: bool) -> None:
         torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-4)
     assert (found[-1].shape[2:] == found[-2].shape[2:]) is dilated
     assert ours.channels == [value.shape[1] for value in theirs(x)]
+
+
+BODY_OF_CONFIG = {
+    "pretrain_enb3": ("timm_tf_efficientnet_b3_ns", "EB3", (181, 10_019_112)),
+    "phrasecut_detection_enb3": ("timm_tf_efficientnet_b3_ns", "EB3", (181, 10_019_112)),
+    "phrasecut_masks_enb3": ("timm_tf_efficientnet_b3_ns", "EB3", (181, 10_019_112)),
+    "pretrain_enb5": ("timm_tf_efficientnet_b5_ns", "EB5", (271, 27_119_472)),
+}
+"""Config -> its body, what released files call that, and its tensors and numbers in the released networks."""
+
+
+@pytest.mark.parametrize("name", BODY_OF_CONFIG)
+def test_configs_have_the_body_of_their_files(name: str) -> None:
+    pytest.importorskip("timm")
+    body, short, counts = BODY_OF_CONFIG[name]
+    config = f"configs/mdetr/{name}.yaml"
+    cfg = load_cfg(config)
+    found = (cfg.MODEL.BACKBONE.CONV_BODY, cfg.MODEL.MDETR.BACKBONE_WEIGHT)
+    assert found == (body, BODIES[body] if name.startswith("pretrain") else "")
+    files = [cfg.MODEL.WEIGHT, *(model.file for model in zoo.released().values() if model.config == config)]
+    assert any(files)
+    assert all(f"_{short}_" in file for file in files if file)
+    with torch.device("meta"):
+        values = list(build_mdetr_body(cfg).parameters())
+    assert (len(values), sum(value.numel() for value in values)) == counts
 
 
 def test_timm_body_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:

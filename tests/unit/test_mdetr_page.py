@@ -1,8 +1,10 @@
-"""A sentence asked of MDETR: boxes and masks called by the words that they belong to, from Python and over HTTP."""
+"""A sentence asked of MDETR: boxes and masks called by their words of it, from Python, over HTTP and by ``mrb``."""
 
 from __future__ import annotations
 
 import io
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from fastapi.testclient import TestClient
 from PIL import Image, ImageDraw
 from pycocotools import mask as mask_api
 
-from maskrcnn_benchmark import Predictor
+from maskrcnn_benchmark import Predictor, mrb
 from maskrcnn_benchmark.demo import server
 from maskrcnn_benchmark.engine.inference import Model
 from tests.narrow_mdetr import MDETR_CONFIG, narrow_mdetr
@@ -59,3 +61,30 @@ def test_the_page_is_told_words_and_masks(setting: tuple[Model, Path, tuple[str,
     for row, mask in zip(answer["detections"], found.masks.numpy(), strict=True):
         counts = row["mask"]["counts"].encode()
         assert (mask_api.decode({"size": row["mask"]["size"], "counts": counts}) == mask).all()
+
+
+def test_mrb_detect_writes_words_and_masks(setting: tuple[Model, Path, tuple[str, ...]], tmp_path: Path) -> None:
+    model, weights, opts = setting
+    file, output = tmp_path / "a.png", tmp_path / "found"
+    picture().save(file)
+    asked = ["detect", file, "--caption", SENTENCE, "--min-score", 0, "--top", 3, "--output", output]
+    given = ["--config-file", MDETR_CONFIG, "--weight", weights, "--set", *opts]
+    assert mrb.main([str(word) for word in (*asked, *given)]) == 0
+    found = Predictor(model).set_image(file).predict(caption=SENTENCE, top=3)
+    (record,) = json.loads((output / "detections.json").read_text())
+    assert (record["drawn"], record["width"], record["height"]) == ("a.jpg", 120, 80)
+    assert [row["name"] for row in record["detections"]] == [found.name(row) for row in range(3)]
+    assert found.masks is not None
+    assert found.masks.any()
+    for row, mask in zip(record["detections"], found.masks.numpy(), strict=True):
+        counts = row["mask"]["counts"].encode()
+        assert (mask_api.decode({"size": row["mask"]["size"], "counts": counts}) == mask).all()
+    drawn = (output / "a.jpg").read_bytes()
+    assert drawn == jpeg(found.draw())
+    assert drawn != jpeg(replace(found, masks=None).draw()), "masks are drawn too"
+
+
+def jpeg(image: Image.Image) -> bytes:
+    data = io.BytesIO()
+    image.save(data, "JPEG", quality=92)
+    return data.getvalue()

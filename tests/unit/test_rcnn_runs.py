@@ -135,6 +135,25 @@ def test_mrb_detect(small: SmallRcnn, trained: Path, tmp_path: Path, capsys: pyt
     assert "'a zebra' is none of the 8 classes" in capsys.readouterr().err
 
 
+def test_mrb_label(small: SmallRcnn, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of its own classes: all of them, or some."""
+    shots = str(small.annotations / "JPEGImages")
+    words = ["label", shots, "--config-file", CONFIG, "--weight", str(trained / "model_final.pth"), "--min-score", "0"]
+    for name, labels in (("all", ()), ("some", ("--labels", f"{CLASSES[3].upper()}, {CLASSES[1].replace(' ', '_')}"))):
+        out = tmp_path / f"{name}.json"
+        assert mrb.main([*words, *labels, "--output", str(out), "--set", *options()]) == 0
+        found = json.loads(out.read_text())
+        wanted = [label.strip() for label in labels[1].split(",")] if labels else list(CLASSES)
+        assert [row["name"] for row in found["categories"]] == wanted
+        assert len(found["annotations"]) > 0
+        assert {row["category_id"] for row in found["annotations"]} <= set(range(1, len(wanted) + 1))
+        check = ["data", "check", str(out), "--images", shots, "--output", str(tmp_path / f"check_{name}")]
+        assert mrb.main(check) == 0
+    capsys.readouterr()
+    assert mrb.main([*words, "--labels", "a zebra", "--output", str(tmp_path / "no.json"), "--set", *options()]) == 2
+    assert "'a zebra' is none of the 8 classes" in capsys.readouterr().err
+
+
 def test_a_killed_training_goes_on_to_the_same_bits(small: SmallRcnn, tmp_path: Path) -> None:
     try:
         whole = small.whole()

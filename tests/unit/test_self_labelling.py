@@ -27,6 +27,7 @@ from tools import (
 )
 
 CONFIG = "configs/decola/DECOLA_PHASE1_Lbase_CLIP_R5021k_4x.yaml"
+BASELINE = "configs/decola/BoxSup_SELF_LABELING_Lbase_CLIP_R5021k_4x.yaml"
 WIDTH = 16  # of the embeddings
 NARROW: dict[str, Any] = {
     "MODEL.DEVICE": "cpu",
@@ -55,14 +56,14 @@ NARROW: dict[str, Any] = {
 class Place:
     """A folder with weights, embeddings, and pictures with names only."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, config: str = CONFIG) -> None:
         self.names = folder / "named"
         self.annotations = write_coco(self.names, World(2, size=(96, 128), classes=CLASSES), 6).annotations
         only_names(self.annotations)
         row = {"kind": "imagenet_lvis", "ann_file": str(self.annotations), "img_dir": str(self.names)}
         register = {"DATASETS": {"REGISTER": {"drawn_names": row}, "TEST": ["drawn_names"]}}
         self.config = folder / "config.yaml"
-        self.config.write_text(yaml.safe_dump({"_BASE_": str(Path(CONFIG).resolve()), **register}))
+        self.config.write_text(yaml.safe_dump({"_BASE_": str(Path(config).resolve()), **register}))
         keys = dict(NARROW)
         for key, names in {"WEIGHT_PATH": CLASSES, "OBJECT_WEIGHT_PATH": ("object",)}.items():
             table = torch.randn(len(names), WIDTH, generator=torch.Generator().manual_seed(0))
@@ -71,7 +72,7 @@ class Place:
         self.opts = [str(word) for pair in keys.items() for word in pair]
         torch.manual_seed(0)
         detector = build_detector(load_cfg(self.config, opts=self.opts))
-        self.weight = save_weights(detector.state_dict(), folder / "phase1.pth")
+        self.weight = save_weights(detector.state_dict(), folder / "weights.pth")
 
     def self_label(self, out: Path, *words: str) -> int:
         argv = ["self-label", "--config-file", str(self.config), "--weight", str(self.weight), "--output", str(out)]
@@ -168,13 +169,32 @@ def test_an_interrupted_run_goes_on(place: Place, tmp_path: Path, monkeypatch: p
 
 
 def test_what_cannot_be_labelled(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    place.opts += ["MODEL.META_ARCHITECTURE", "DeformableDETR"]
+    place.opts += ["MODEL.META_ARCHITECTURE", "CenterNet2RCNN"]
     assert place.self_label(tmp_path) == 2
     place.opts[-2:] = []
-    assert "boxes for names are found by DecolaDeformableDETR" in capsys.readouterr().err
+    assert "boxes for names are found by DecolaDeformableDETR and DeformableDETR" in capsys.readouterr().err
     assert place.self_label(tmp_path, "--dry-run", "--sizes", "80", "96") == 0
     assert "minsize_96" in capsys.readouterr().out
     assert not (tmp_path / "inference_drawn_names").exists()
+
+
+def test_the_baseline_finds_the_best_box_of_each_name(tmp_path: Path) -> None:
+    """Of its queries, which are for objects of any class."""
+    baseline = Place(tmp_path / "baseline", BASELINE)
+    assert baseline.self_label(tmp_path / "out", "--sizes", "80", "--strict-config") == 0
+    rows = baseline.predictions(tmp_path / "out", 80)
+    data = json.loads(baseline.annotations.read_text())
+    asked = {(image["id"], category) for image in data["images"] for category in image["pos_category_ids"]}
+    assert {(row["image_id"], row["category_id"]) for row in rows} == asked
+    assert len(rows) == len(asked)
+
+    model = load_model(baseline.config, baseline.weight, "cpu", baseline.opts)
+    names = {row["id"]: row["name"] for row in data["categories"]}
+    predictor = Predictor(model).set_image(baseline.names / data["images"][0]["file_name"])
+    for row in rows:
+        if row["image_id"] == data["images"][0]["id"]:
+            found = predictor.predict([names[row["category_id"]]])
+            assert row["score"] == pytest.approx(float(found.scores[0]), abs=1e-4)
 
 
 def test_any_names_that_have_embeddings(place: Place, tmp_path: Path) -> None:
@@ -219,7 +239,7 @@ def test_pictures_are_asked_for_the_classes_of_their_own_objects(place: Place, t
     config.write_text(yaml.safe_dump({"_BASE_": str(place.config), "DATASETS": register}))
     argv = ["eval", "--config-file", str(config), "--weight", str(place.weight), "--output", str(tmp_path / "out")]
     assert mrb.main([*argv, "--set", *place.opts, "TEST.DETECTIONS_PER_IMG", "7"]) == 0
-    folder = tmp_path / "out" / "eval" / "phase1" / "inference" / "drawn_lvis"
+    folder = tmp_path / "out" / "eval" / "weights" / "inference" / "drawn_lvis"
     results = json.loads((folder / "results.json").read_text())
     assert {"C-AP@7", "C-APr@7", "AP-novel", "AP-base"} <= set(results["metrics"])
     assert results["protocol"] == {

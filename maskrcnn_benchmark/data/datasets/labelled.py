@@ -51,12 +51,14 @@ class LabelOptions:
         outlines: Polygons of the objects too.
         keep_empty: Pictures without objects too.
         min_score: Boxes that have a score need at least this one.
+        by_address: The address of a picture says where it lies, as in LVIS, and its file name only where it has none.
     """
 
     image_labels: bool = False
     outlines: bool = False
     keep_empty: bool = True
     min_score: float = 0.0
+    by_address: bool = True
 
 
 class LabelledPictures(LvisDataset):
@@ -147,7 +149,8 @@ class LabelledPictures(LvisDataset):
 
     def _read(self, annotations: Path) -> CocoAnnotations:
         data = as_lists(read_json(annotations), annotations)
-        name_pictures(data["images"], annotations, None if self.tars is None else len(self.tars))
+        if self.options.by_address:
+            name_pictures(data["images"], annotations, None if self.tars is None else len(self.tars))
         if all(type(row.get("id")) is int for row in data["categories"]):
             data["categories"].sort(key=lambda row: row["id"])
         rows = data["annotations"] = self._confident(data["annotations"])

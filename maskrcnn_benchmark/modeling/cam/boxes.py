@@ -53,8 +53,13 @@ def boxes_of_map(
         return whole_picture(size)
     height, width = size
     boxes = (np.array(found) * cell).clip(0, [width - 1, height - 1] * 2).astype(np.float32)
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    return boxes, areas / (areas[0] or areas.max() or np.float32(1))  # cells beyond the picture: a box without area
+    return boxes, area_scores(boxes)
+
+
+def area_scores(boxes: np.ndarray) -> np.ndarray:
+    """The scores (k,) float32 of the boxes (k, 4) of one picture: area as a part of the area of the first one."""
+    areas: np.ndarray = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return areas / (areas[0] or areas.max() or np.float32(1))  # cells beyond the picture: a box without area
 
 
 def whole_picture(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -55,8 +55,12 @@ class ZeroShotClassifier(nn.Module):
 
     @property
     def rows(self) -> Tensor:
-        """(C, E), of the classes that the network was built with."""
-        return self.zs_weight
+        """(C, E), what features are compared with: embeddings of the classes that the network was built with."""
+        return self.classes(self.zs_weight)
+
+    def classes(self, stored: Tensor) -> Tensor:
+        """(C, E) of the classes in the buffer of a file."""
+        return stored
 
     def features(self, x: Tensor) -> Tensor:
         """(..., Q, width) -> (..., Q, E)."""
@@ -85,9 +89,8 @@ class PromptClassifier(ZeroShotClassifier):
         table: (C + 1, E).
     """
 
-    @property
-    def rows(self) -> Tensor:
-        return self.zs_weight[:-1]
+    def classes(self, stored: Tensor) -> Tensor:
+        return stored[:-1]
 
     @property
     def object_row(self) -> Tensor:
@@ -104,9 +107,8 @@ class ColumnClassifier(ZeroShotClassifier):
     def stored(self, rows: Tensor) -> Tensor:
         return rows.t().contiguous()
 
-    @property
-    def rows(self) -> Tensor:
-        return self.zs_weight.t()
+    def classes(self, stored: Tensor) -> Tensor:
+        return stored.t()
 
 
 class RegionClassifier(ColumnClassifier):
@@ -114,6 +116,13 @@ class RegionClassifier(ColumnClassifier):
 
     def stored(self, rows: Tensor) -> Tensor:
         return super().stored(torch.cat((rows, rows.new_zeros(1, rows.shape[1]))))
+
+    @property
+    def rows(self) -> Tensor:
+        return self.zs_weight.t()
+
+    def classes(self, stored: Tensor) -> Tensor:
+        return super().classes(stored)[:-1]
 
 
 def without_embeddings(model: nn.Module, object_prompt: bool) -> str | None:
@@ -126,8 +135,7 @@ def without_embeddings(model: nn.Module, object_prompt: bool) -> str | None:
     for part in model.modules():
         if not isinstance(part, ZeroShotClassifier):
             continue
-        rows = part.rows[:-1] if isinstance(part, RegionClassifier) else part.rows
-        if len(empty := (~rows.any(dim=1)).nonzero()):
+        if len(empty := (~part.classes(part.zs_weight).any(dim=1)).nonzero()):
             return f"class {int(empty[0]) + 1}"
         if object_prompt and isinstance(part, PromptClassifier) and not part.object_row.any():
             return "the prompt for objects of any class"
