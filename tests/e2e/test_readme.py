@@ -52,6 +52,11 @@ def checkout(tmp_path: Path) -> Path:
     for path in ROOT.iterdir():
         if path.name not in (".venv", ".git", "OUTPUT", "DATASET", "build") and path.suffix != ".egg-info":
             (folder / path.name).symlink_to(path)
+    for name in ("setup.py", "maskrcnn_benchmark"):  # installing without operators removes those beside setup.py
+        (folder / name).unlink()
+    shutil.copy(ROOT / "setup.py", folder)
+    ignored = shutil.ignore_patterns("_C*.so", "__pycache__")
+    shutil.copytree(ROOT / "maskrcnn_benchmark", folder / "maskrcnn_benchmark", ignore=ignored)
     venv.create(folder / ".venv", symlinks=True)
     (packages,) = (folder / ".venv" / "lib").glob("python*/site-packages")
     (packages / "parent.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
