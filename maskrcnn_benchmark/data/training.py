@@ -321,7 +321,7 @@ def _copies(cfg: Cfg, entry: Entry) -> int:
     key = str(entry.options.get("copies", "GENERAL_COPY"))
     if key not in cfg.DATASETS:
         raise ConfigError(f"data set {entry.name!r}: copies names {key!r}, which is no key of DATASETS")
-    number: int = cfg.DATASETS[key]
+    number: int = getattr(cfg.DATASETS, key)
     if number == -1:
         return 1
     if number < 1:

@@ -49,6 +49,7 @@ DIGESTS = {
     "coco": "d15b161584622caa",
     "lvis": "cdeb1024d59fe3bc",
     "flickr": "d5b7f05cb03812d8",
+    "mixed": "ef4ae4d665f7c6cb",
     "refcoco": "32150953644f5b71",
     "phrasecut": "40664ea351068222",
     "voc": "f73513af50dee78f",
@@ -171,6 +172,28 @@ def test_refcoco(tmp_path: Path) -> None:
         assert [items[index].xywh for index in referents(image["caption"], items)] == [row["bbox"]]
 
 
+def test_mixed(tmp_path: Path) -> None:
+    """Each thing of a sentence has one box, with the words of all expressions that are about it."""
+    done = written(tmp_path, "mixed")
+    data = json.loads(done.annotations.read_text())
+    world, told = World(2, Split.SEEN, SMALL), 0
+    for image in data["images"]:
+        items, mine = world[image["original_id"]].items, {}
+        for row in (row for row in data["annotations"] if row["image_id"] == image["id"]):
+            mine |= {tuple(span): row["bbox"] for span in row["tokens_positive"]}
+        boxes = [row["bbox"] for row in data["annotations"] if row["image_id"] == image["id"]]
+        assert len({tuple(box) for box in boxes}) == len(boxes)
+        begin = 0
+        for said in image["caption"].removesuffix(" .").split(" , "):
+            (box,) = [box for (first, last), box in mine.items() if begin == first < last <= begin + len(said)]
+            assert [items[index].xywh for index in referents(said[0].lower() + said[1:], items)] == [box]
+            begin += len(said) + 3
+            told += 1
+        assert len(mine) == image["caption"].count(" , ") + 1 <= 5
+    assert told > len(data["images"]) > 0
+    assert len(MdetrDataset(tmp_path / "mixed" / "pictures", done.annotations)) == len(data["images"])
+
+
 def test_phrasecut(tmp_path: Path) -> None:
     """Both files are of the same masks: the one is painted as PhraseCut's evaluation does it, the other as COCO's."""
     done = written(tmp_path, "phrasecut")
@@ -239,12 +262,12 @@ def test_labels(tmp_path: Path) -> None:
     assert {item.shape for turn in (1, 2) for item in world.of_class("moon", turn).items} == {"moon"}
 
 
-@pytest.mark.parametrize("form", ["coco", "lvis", "flickr", "refcoco", "phrasecut", "voc", "tsv"])
+@pytest.mark.parametrize("form", ["coco", "lvis", "flickr", "mixed", "refcoco", "phrasecut", "voc", "tsv"])
 def test_a_config_can_register_it(tmp_path: Path, form: str) -> None:
     done = written(tmp_path, form, count=4, classes=CLASSES)
     (tmp_path / "task.yaml").write_text(yaml.safe_dump({"DATASETS": {"REGISTER": {"drawn": done.entry}}}))
     cfg = load_cfg(None, tmp_path / "task.yaml")
-    if form == "tsv":
+    if form in ("mixed", "tsv"):
         assert resolve(cfg, "drawn", "train").annotations == done.annotations
         return
     entry = resolve(cfg, "drawn", "test")

@@ -159,6 +159,7 @@ def test_copies(tmp_path: Path, words: Tokenizer) -> None:
     cfg = training_config(tmp_path, sets, GENERAL_COPY=3, FLICKR_COPY=2)
     data = build_training_data(cfg, words)
     assert data.plan.sets == (("boxes", 5, 3), ("words", 3, 2))
+    assert not {"DATASETS.GENERAL_COPY", "DATASETS.FLICKR_COPY"} & {key for key, _, _ in cfg.unread()}
     assert (data.plan.samples, data.plan.batches) == (21, 10)
     assert str(data.plan) == (
         "21 samples (boxes 5 x 3, words 3 x 2): 10 batches of 2 in an epoch; "

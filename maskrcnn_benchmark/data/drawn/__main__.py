@@ -21,6 +21,7 @@ forms
   coco       instances with boxes and masks: annotations.json
   lvis       the same as LVIS v1, with frequencies and classes known to be absent: annotations.json
   flickr     captions with phrases: final_flickr_separateGT_SPLIT.json, and entities/ as Flickr30k Entities
+  mixed      sentences that list referring expressions, in MDETR's JSON: final_mixed_SPLIT.json
   refcoco    referring expressions in MDETR's JSON: finetune_refcoco_SPLIT.json
   phrasecut  phrases with masks: VGPhraseCut_v0/ and finetune_phrasecut_SPLIT.json
   voc        PASCAL VOC: Annotations/, ImageSets/, JPEGImages/

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from maskrcnn_benchmark.data.drawn.captions import Caption, captions
+from maskrcnn_benchmark.data.drawn.captions import Caption, captions, lists
 from maskrcnn_benchmark.data.drawn.masks import painted, polygons
 from maskrcnn_benchmark.data.drawn.words import Phrase, expressions, phrases
 from maskrcnn_benchmark.data.drawn.world import Item, Picture
@@ -41,6 +41,22 @@ def caption_rows(picture: Picture, file: str, entry: int, annotation: int) -> Ro
             for index in phrase.items:
                 row = _box(picture.items[index], annotation + len(rows.annotations), image["id"])
                 rows.annotations.append(row | {"tokens_positive": [list(phrase.span)]})
+    return rows
+
+
+def list_rows(picture: Picture, file: str, entry: int, annotation: int) -> Rows:
+    """As :func:`caption_rows`, of sentences that list expressions: a thing that several of them name has one box."""
+    rows = Rows(captions=lists(picture, picture.dice.other("lists")))
+    for sentence, caption in enumerate(rows.captions):
+        image = _entry(picture, file, entry + sentence, caption.text, "mixed")
+        rows.images.append(image | {"original_id": picture.number})
+        spans: dict[int, list[list[int]]] = {}
+        for phrase in caption.phrases:
+            for index in phrase.items:
+                spans.setdefault(index, []).append(list(phrase.span))
+        for index, named in spans.items():
+            row = _box(picture.items[index], annotation + len(rows.annotations), image["id"])
+            rows.annotations.append(row | {"tokens_positive": named})
     return rows
 
 

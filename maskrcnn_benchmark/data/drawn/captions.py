@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from maskrcnn_benchmark.data.drawn.dice import Dice
-from maskrcnn_benchmark.data.drawn.words import NUMBERS, RELATIONS, Description, Relation, Span, article, describe
+from maskrcnn_benchmark.data.drawn.words import (
+    NUMBERS,
+    RELATIONS,
+    Description,
+    Relation,
+    Span,
+    article,
+    describe,
+    expressions,
+)
 from maskrcnn_benchmark.data.drawn.world import Item, Picture
 
 GROUNDS = {
@@ -50,6 +59,25 @@ def captions(picture: Picture, count: int, dice: Dice) -> list[Caption]:
     """Different sentences about a picture, at most ``count``; a phrase is true of the things that it names, only."""
     found = {caption.text: caption for caption in (_caption(picture, dice) for _ in range(count))}
     return list(found.values())
+
+
+def lists(picture: Picture, dice: Dice) -> list[Caption]:
+    """Sentences of nothing but referring expressions, at most MOST in each; a picture's expressions are in one each.
+
+    A phrase is the words that name the thing itself: "star" of "star left of the red circle".
+    """
+    said = dice.shuffled(expressions(picture, dice))
+    count = -(-len(said) // MOST)
+    sentences = []
+    for number in range(count):
+        pieces: list[_Piece] = []
+        for expression in said[number::count]:
+            end = expression.root[1]
+            pieces += [_Piece(",")] if pieces else []
+            pieces.append(_Piece(expression.text[:end], (expression.item,), picture.items[expression.item].shape))
+            pieces += [_Piece(expression.text[end:].strip())] if end < len(expression.text) else []
+        sentences.append(_sentence([*pieces, _Piece(".")]))
+    return sentences
 
 
 def _caption(picture: Picture, dice: Dice) -> Caption:

@@ -9,7 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from maskrcnn_benchmark.data.drawn.caption_forms import caption_rows, entity_files, expression_rows, phrase_rows
+from maskrcnn_benchmark.data.drawn.caption_forms import (
+    caption_rows,
+    entity_files,
+    expression_rows,
+    list_rows,
+    phrase_rows,
+)
 from maskrcnn_benchmark.data.drawn.masks import polygons
 from maskrcnn_benchmark.data.drawn.png import png
 from maskrcnn_benchmark.data.drawn.row_forms import tsv_rows, voc_xml
@@ -99,6 +105,21 @@ def write_flickr(folder: str | Path, world: World, count: int) -> Written:
     path = _write_json(folder / f"final_flickr_separateGT_{split}.json", data)
     entry = _entry("flickr", folder / PICTURES, path) | {"entities": str(folder / "entities"), "split": split}
     return Written(path, entry, {"pictures": count, "captions": len(images), "boxes": len(annotations)})
+
+
+def write_mixed(folder: str | Path, world: World, count: int) -> Written:
+    """Sentences of several referring expressions, as MDETR's ``final_mixed_SPLIT.json`` has several phrases."""
+    folder = Path(folder)
+    images: list[Row] = []
+    annotations: list[Row] = []
+    for picture in world.pictures(count):
+        file = _save(folder / PICTURES / f"{picture.number:06d}.png", picture).name
+        found = list_rows(picture, file, len(images) + 1, len(annotations) + 1)
+        images += found.images
+        annotations += found.annotations
+    path = _write_json(folder / f"final_mixed_{world.split.value}.json", _coco(world, images, annotations, [_OBJECT]))
+    entry = {"kind": "mixed", "img_dir": str(folder / PICTURES), "ann_file": str(path)}
+    return Written(path, entry, {"pictures": count, "sentences": len(images), "boxes": len(annotations)})
 
 
 def write_refcoco(folder: str | Path, world: World, count: int) -> Written:
@@ -212,6 +233,7 @@ FORMS: dict[str, Callable[[str | Path, World, int], Written]] = {
     "coco": write_coco,
     "lvis": write_lvis,
     "flickr": write_flickr,
+    "mixed": write_mixed,
     "refcoco": write_refcoco,
     "phrasecut": write_phrasecut,
     "voc": write_voc,
