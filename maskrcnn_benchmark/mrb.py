@@ -115,19 +115,17 @@ def _count(text: str) -> int:
 def detect(args: argparse.Namespace) -> None:
     """Find things named in words, or all that the detector knows.
 
-    Writes each picture with its boxes, and detections.json, to the output folder.
+    Writes each picture with its boxes, and detections.json, to the output folder. Pictures that cannot be read are
+    told, and listed there with the reason.
     """
     from maskrcnn_benchmark.api import Predictor, as_record, check_query
     from maskrcnn_benchmark.commands.options import needed_model
     from maskrcnn_benchmark.data.classes import closed_vocabulary
-    from maskrcnn_benchmark.data.pictures import open_picture
     from maskrcnn_benchmark.engine.inference import load
 
     setup_logging()
-    files = find_pictures(args.pictures)
+    files, unreadable = _readable(find_pictures(args.pictures))  # bad pictures show before anything is written
     labels, caption, phrases = _query(args)
-    for file in files:
-        open_picture(file)  # a bad picture shows before anything is written
     config_file, weight = needed_model(args)
     cfg = load_cfg(config_file, opts=["MODEL.DEVICE", args.device, *args.opts])
     if labels is None and caption is None and not closed_vocabulary(cfg):
@@ -143,8 +141,10 @@ def detect(args: argparse.Namespace) -> None:
         records.append({**as_record(found), "drawn": drawn[-1].name})
         words = ", ".join(f"{found.name(i)} {found.scores[i]:.2f}" for i in range(min(5, len(found))))
         tqdm.write(f"{file}: {len(found)} found{': ' if words else ''}{words}{' ...' if len(found) > 5 else ''}")
+    records += [{"file": str(file), "error": reason} for file, reason in unreadable.items()]
     (folder / "detections.json").write_text(json.dumps(records, ensure_ascii=False, indent=1), encoding="utf-8")
-    print(f"{len(drawn)} pictures and detections.json in {folder}")
+    lost = f", {len(unreadable)} cannot be read" if unreadable else ""
+    print(f"{len(drawn)} pictures and detections.json in {folder}{lost}")
 
 
 def doctor(args: argparse.Namespace) -> None:
@@ -214,6 +214,28 @@ def find_pictures(patterns: Sequence[str]) -> list[Path]:
             raise DataError(f"{kind} {pattern!r}: give files, folders or quoted patterns")
         files.update(dict.fromkeys(matches))
     return list(files)
+
+
+def _readable(files: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
+    """Those of the pictures that can be read, and why the others cannot, which is logged.
+
+    Raises:
+        DataError: none of them can.
+    """
+    from maskrcnn_benchmark.data.pictures import open_picture
+
+    unreadable = {}
+    for file in files:
+        try:
+            open_picture(file)
+        except DataError as error:
+            if len(files) == 1:
+                raise
+            unreadable[file] = str(error)
+            logger.warning("%s", error)
+    if len(unreadable) == len(files):
+        raise DataError(f"none of {len(files)} pictures can be read, such as {files[0]}: {unreadable[files[0]]}")
+    return [file for file in files if file not in unreadable], unreadable
 
 
 def _save(picture: Image.Image, folder: Path, source: Path, taken: Sequence[Path]) -> Path:

@@ -142,6 +142,27 @@ def test_mrb_detect_writes_pictures_and_json(narrow: Narrow, tmp_path: Path) -> 
     assert {d["name"] for r in records for d in r["detections"]} <= {"red circle", "dog"}
 
 
+def test_mrb_detect_goes_on_after_a_damaged_picture(
+    narrow: Narrow, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "shots"
+    narrow.data(folder, count=2)
+    (folder / "broken.png").write_bytes(b"\x89PNG broken")
+    assert detect(narrow, folder, "--labels", "dog", "--output", tmp_path / "found") == 0
+    good, other, bad = json.loads((tmp_path / "found" / "detections.json").read_text())
+    assert good["drawn"] != other["drawn"]
+    assert bad["file"] == str(folder / "broken.png")
+    assert "broken.png" in bad["error"]
+    told = capsys.readouterr()
+    assert "2 pictures and detections.json" in told.out
+    assert told.out.endswith(", 1 cannot be read\n")
+    assert "broken.png" in told.err
+    (folder / "000001.png").write_bytes(b"no")
+    (folder / "000002.png").write_bytes(b"no")
+    assert detect(narrow, folder, "--labels", "dog", "--output", tmp_path / "none") == 2
+    assert "none of 3 pictures can be read, such as" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
