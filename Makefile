@@ -27,18 +27,22 @@ $(TOOLS): $(READY)
 demo: $(READY)
 	$(BIN)/python -m maskrcnn_benchmark.demo
 
-# one thread: with another number of them sums are added in another order, and weights differ in their last digits
-TRAIN := OMP_NUM_THREADS=1 $(BIN)/python tools/train_net.py --skip-test --config-file
+# one thread a process: with another number of them sums are added in another order, and weights differ in their last digits
+LESSON := OMP_NUM_THREADS=1 $(BIN)/python -m maskrcnn_benchmark.demo.encoders
+TRAIN  := OMP_NUM_THREADS=1 $(BIN)/python tools/train_net.py --num-gpus 2 --skip-test --config-file
+START  := OUTPUT/tiny/pictures.safetensors OUTPUT/tiny/text.safetensors
 
-tiny: OUTPUT/tiny/encoders.safetensors
-	$(TRAIN) configs/tiny/fiber_tiny_first.yaml MODEL.WEIGHT $<
+tiny: | $(READY)
+	$(MAKE) -j 2 $(START) DATASET/tiny
+	$(LESSON) --lessons together --weights $(START) --out OUTPUT/tiny/encoders.safetensors
+	$(TRAIN) configs/tiny/fiber_tiny_first.yaml MODEL.WEIGHT OUTPUT/tiny/encoders.safetensors
 	$(TRAIN) configs/tiny/fiber_tiny.yaml MODEL.WEIGHT OUTPUT/tiny/first/model_final.pth
 	$(BIN)/mrb export OUTPUT/tiny/model_final.pth --ema --out OUTPUT/tiny/fiber_tiny.safetensors
 
-OUTPUT/tiny/encoders.safetensors: DATASET/tiny
-	OMP_NUM_THREADS=1 $(BIN)/python -m maskrcnn_benchmark.demo.encoders --out $@
+OUTPUT/tiny/%.safetensors:
+	$(LESSON) --lessons $* --out $@
 
-DATASET/tiny: | $(READY)
+DATASET/tiny:
 	rm -rf $@.part
 	$(BIN)/python -m maskrcnn_benchmark.demo.lessons --out $@.part
 	mv $@.part $@

@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
 """DECOLA from beginning to end on drawn pictures, beside a detector that is trained on boxes alone: minutes.
 
-    python -m maskrcnn_benchmark.demo.encoders --out OUTPUT/tiny/encoders.safetensors
-    python benchmarks/decola_drawn.py --start OUTPUT/tiny/encoders.safetensors --seeds 3
+    python benchmarks/decola_drawn.py --seeds 3
 
 Twelve classes, four shapes in three colours. Those in black, which LVIS would call rare, are novel: no box of the
 training is of a black thing, as LVIS-base has none of rare classes. For each seed, with other pictures and other first
@@ -59,6 +58,9 @@ MOST = 4  # things in a picture with boxes, or to test on
 WIDTH = 32  # of the embeddings
 BODY = "fusion_backbone.backbone.body."  # in the weights that FIBER begins with
 OF_TEXT = "i2t"  # in the names of what a body has for text
+LESSON = ("--plain", "--text-steps=0", "--joint-steps=0", "--facts", "colour", "shape")
+WINDOWS = ("--opts", "MODEL.SWINT.WINDOW_SIZE", "5")
+"""What the body learns before, alone, and its windows, which are those of the configs."""
 CONFIGS = {
     "BoxSup": "configs/tiny/decola_drawn_boxsup.yaml",
     "phase 1": "configs/tiny/decola_drawn_phase1.yaml",
@@ -109,12 +111,12 @@ def make_start(given: str, steps: int, out: Path) -> Path:
     """
     if not given:
         given = str(out / "encoders.safetensors")
-        encoders.main(["--out", given, "--text-steps", "0", "--picture-steps", str(steps)])
+        encoders.main(["--out", given, "--picture-steps", str(steps), *LESSON, *WINDOWS])
     source = find_weights(given)
     state = read_state_dict(source)
     body = {name.removeprefix(BODY): value for name, value in state.items() if name.startswith(BODY)}
     if not body:
-        raise WeightsError(f"--start {given!r} has no {BODY}*: make it with python -m maskrcnn_benchmark.demo.encoders")
+        raise WeightsError(f"--start {given!r} has no {BODY}*: give what an earlier run made, or nothing")
     seen = {name: value for name, value in body.items() if OF_TEXT not in name}
     return save_weights(seen, out / "start.safetensors")
 
@@ -302,9 +304,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--start",
         default="",
         metavar="FILE",
-        help="weights of demo.encoders (default: made, a quarter of an hour more)",
+        help="encoders.safetensors of an earlier run (default: made, a quarter of an hour more)",
     )
-    parser.add_argument("--start-steps", type=int, default=encoders.STEPS["pictures"], metavar="N", help="%(default)s")
+    parser.add_argument("--start-steps", type=int, default=2000, metavar="N", help="(default %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("OUTPUT/decola_drawn"), help="default: %(default)s")
     return parser.parse_args(argv)
 

@@ -1,7 +1,8 @@
 """``python -m maskrcnn_benchmark.demo.lessons``: draw the pictures that the small FIBER is trained on.
 
-Names of classes, captions and referring expressions of mixed scenes. Beside them scenes whose things all have one
-shape, where only the colour tells which name is meant, and scenes whose things all have one colour.
+Names of classes and of shapes, captions, referring expressions and lists of these, of mixed scenes. Beside them scenes
+whose things all have one shape, where only the colour tells which name is meant, and scenes whose things all have one
+colour.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from maskrcnn_benchmark import cli
 from maskrcnn_benchmark.data.drawn import FORMS, Split, World
-from maskrcnn_benchmark.data.drawn.vocabulary import allowed
+from maskrcnn_benchmark.data.drawn.vocabulary import NEW_SHAPE, SHAPES, allowed
 from maskrcnn_benchmark.errors import ConfigError
 
 SIZE = (160, 160)  # of a picture
@@ -45,6 +46,8 @@ def lessons() -> tuple[Lesson, ...]:
         Lesson("names", "tsv", 14000, 1),
         Lesson("captions", "flickr", 7000, 2),
         Lesson("expressions", "refcoco", 7000, 3),
+        Lesson("lists", "mixed", 7000, 4),
+        Lesson("shapes", "tsv", 7000, 5, tuple(shape for shape in SHAPES if shape != NEW_SHAPE)),
         *_alike("shape", 1, SHAPE_SEED),
         *_alike("colour", 0, COLOUR_SEED),
     )

@@ -26,7 +26,7 @@ from maskrcnn_benchmark.data.drawn import Split, World, captions
 from maskrcnn_benchmark.data.drawn.vocabulary import COLOURS, SHAPES
 from maskrcnn_benchmark.data.drawn.words import phrases
 from maskrcnn_benchmark.data.drawn.world import Picture
-from maskrcnn_benchmark.demo.encoders import COLOUR, SHAPE, Heads, learn, pixels_of, places, read
+from maskrcnn_benchmark.demo.encoders import COLOUR, SHAPE, learn, pixels_of, places, read
 from maskrcnn_benchmark.engine.rng import seed_all
 from maskrcnn_benchmark.modeling.build import build_detector
 from maskrcnn_benchmark.modeling.detectors.mdetr import Mdetr
@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
     detector = build_detector(cfg).train()
     assert isinstance(detector, Mdetr)
     tokenizer = load_tokenizer(cfg.MODEL.LANGUAGE_BACKBONE.TOKENIZER_TYPE)
-    read(detector.transformer.text_encoder, tokenizer, args.text_steps)
+    read(detector.transformer.text_encoder, tokenizer, ("colour", "shape"), args.text_steps)
     side = cfg.INPUT.MIN_SIZE_TRAIN
     pool = make_pool(World(SEED, Split.TRAIN, (side, side), most=MOST), POOL)
     look(detector.body, cfg, pool, args.picture_steps)
@@ -140,7 +140,7 @@ def look(body: nn.Module, cfg: Cfg, pool: Pool, steps: int) -> None:
             + BOX * F.l1_loss(found[thing], at(pool.boxes[chosen], grid)[thing])
         )
 
-    learn("pictures", loss, [*body.parameters(), *box.parameters()], [Heads(colour, shape)], steps)
+    learn("pictures", loss, [*body.parameters(), *box.parameters()], nn.ModuleList([colour, shape]), steps)
 
 
 def agree(detector: Mdetr, cfg: Cfg, pool: Pool, tokenizer: Tokenizer, steps: int) -> None:
@@ -178,7 +178,7 @@ def agree(detector: Mdetr, cfg: Cfg, pool: Pool, tokenizer: Tokenizer, steps: in
     slow = list(transformer.text_encoder.parameters())
     resting = ("backbone.", "query_embed.", "transformer.decoder.layers.", "transformer.text_encoder.")
     learnt = [value for name, value in detector.named_parameters() if not name.startswith(resting)]
-    learn("together", loss, learnt, [], steps, slow)
+    learn("together", loss, learnt, nn.ModuleList(), steps, slow)
 
 
 def words_of(tokens: Tensor, named: Sequence[tuple[Span, tuple[int, ...]]]) -> Tensor:

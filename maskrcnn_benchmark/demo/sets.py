@@ -34,7 +34,7 @@ RECIPE: dict[str, dict[str, Any]] = {
         "CHECKPOINT_PERIOD": 100000,
         "TUNING_HIGHLEVEL_OVERRIDE": "full",
     },
-    "AUGMENT": {"FLIP_PROB_TRAIN": 0.5},
+    "AUGMENT": {"FLIP_PROB_TRAIN": 0.5, "VERTICAL_FLIP_PROB_TRAIN": 0.5},
     "DATALOADER": {"NUM_WORKERS": 0},
 }
 """How the new shape is learned from :data:`SHOTS` pictures, among the reminders."""

@@ -27,7 +27,7 @@ def test_pool_is_what_the_pictures_show() -> None:
         chosen = torch.tensor([number])
         grid = pool.grid(chosen, 8)
         assert grid.shape == (1, 16, 16)
-        colours, shapes = (truth[4::8, 4::8] for truth in painted(picture))
+        colours, shapes = (painted(picture, fact)[4::8, 4::8] for fact in ("colour", "shape"))
         assert torch.equal(at(pool.colours[chosen], grid)[0], colours)
         assert torch.equal(at(pool.shapes[chosen], grid)[0], shapes)
         x1, y1, x2, y2 = picture.items[0].box
