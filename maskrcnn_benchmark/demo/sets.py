@@ -26,8 +26,8 @@ RECIPE: dict[str, dict[str, Any]] = {
     "SOLVER": {
         "MAX_EPOCH": 10,
         "IMS_PER_BATCH": 4,
-        "BASE_LR": 0.0003,
-        "LANG_LR": 0.0003,
+        "BASE_LR": 0.0002,
+        "LANG_LR": 0.0002,
         "WARMUP_ITERS": 0,
         "MODEL_EMA": 0.99,
         "LOG_PERIOD": 2,
