@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shutil
 import socket
 import subprocess
@@ -60,6 +61,19 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
             process.terminate()
         for process in running:
             process.wait(PATIENCE)
+
+
+def ended_job(found: dict[str, str]) -> str:
+    """What Slurm says of its one job after that ended: its processes live a little longer than their result's file."""
+    said = ["scontrol", "show", "job", "--oneliner"]
+    end = time.monotonic() + PATIENCE
+    while True:
+        told = subprocess.run(said, env={**os.environ, **found}, capture_output=True, text=True, check=True).stdout
+        if not re.search("JobState=(PENDING|CONFIGURING|RUNNING|COMPLETING)", told):
+            return told
+        if time.monotonic() > end:
+            raise TimeoutError(f"the job of Slurm does not end: {told}")
+        time.sleep(0.2)
 
 
 def _conf(folder: Path, host: str, ports: list[int]) -> str:

@@ -244,8 +244,7 @@ def test_a_job_of_this_machine(place: Place, tmp_path: Path, monkeypatch: pytest
 def test_a_job_of_slurm(place: Place, tmp_path: Path, slurm: dict[str, str]) -> None:
     pytest.importorskip("submitit")
     run_job(place, tmp_path, slurm)
-    said = ["scontrol", "show", "job", "--oneliner"]
-    told = subprocess.run(said, env={**os.environ, **slurm}, capture_output=True, text=True, check=True).stdout
+    told = slurm_cluster.ended_job(slurm)
     assert "JobName=detectransformer" in told
     assert "JobState=COMPLETED" in told
     assert "NumTasks=2 CPUs/Task=10" in told
