@@ -246,7 +246,7 @@ def test_a_job_of_slurm(place: Place, tmp_path: Path, slurm: dict[str, str]) -> 
     run_job(place, tmp_path, slurm)
     told = slurm_cluster.ended_job(slurm)
     assert "JobName=detectransformer" in told
-    assert "JobState=COMPLETED" in told
+    assert re.findall(r"(?:JobState|ExitCode)=\S+", told) == ["JobState=COMPLETED", "ExitCode=0:0"], told
     assert "NumTasks=2 CPUs/Task=10" in told
 
 
