@@ -89,6 +89,7 @@ _RENAMED = {
     "MODEL.WEIGHTS": "MODEL.WEIGHT",
     "INPUT.HORIZONTAL_FLIP_PROB_TRAIN": "AUGMENT.FLIP_PROB_TRAIN",
     "INPUT.VERTICAL_FLIP_PROB_TRAIN": "AUGMENT.VERTICAL_FLIP_PROB_TRAIN",
+    **{f"INPUT.{part}": f"AUGMENT.{part}" for part in ("BRIGHTNESS", "CONTRAST", "SATURATION", "HUE")},
 }
 
 _CLASSES = NoEffect("the data set says how many classes it has")
@@ -143,7 +144,7 @@ _NO_EFFECT: dict[str, Alias] = {
     **all_of(_OTHER_BACKBONE, "MODEL.SWINT", "OUT_NORM LAYER_SCALE"),
     **all_of(_OTHER_HEAD, "MODEL", "ONNX GROUP_NORM.DIM_PER_GP GROUP_NORM.EPSILON"),
     **all_of(_UNREAD, "MODEL", "DEBUG PRETRAIN_NAME"),
-    "AUGMENT": NoEffect("of the augmentations only the flip and the choice of sizes were wired"),
+    "AUGMENT": NoEffect("of the augmentations there are flips, colours and the choice of sizes"),
     "DATALOADER.DISTRIBUTE_CHUNK_AMONG_NODE": _UNREAD,
     "DATALOADER.MIN_KPS_PER_IMS": _OTHER_HEAD,
     **all_of(_UNREAD, "DATASETS", "ADD_DET_PROMPT_ADVANCED PREDEFINED_TEXT"),
@@ -206,11 +207,6 @@ _FIXED: dict[str, Alias] = {
     "MODEL.SWINT.MLP_RATIO": Fixed(4, _VARIANT),
     "INPUT.FIX_RES": Fixed(False, "the shape of a picture is kept"),
     "INPUT.FORMAT": Fixed("", "use INPUT.TO_BGR255"),
-    **all_of(
-        Fixed(0.0, "no released training has it"),
-        "INPUT",
-        "BRIGHTNESS CONTRAST SATURATION HUE",
-    ),
     "MODEL.IGNORE_CLS_TEST": Fixed(False, "register the test set with the evaluator coco_agnostic"),
     "DTYPE": Fixed("float32", "use SOLVER.USE_AMP"),
     "TEST.BBOX_AUG.ENABLED": Fixed(False, "one scale is tested"),

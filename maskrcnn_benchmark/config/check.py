@@ -48,6 +48,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "AUGMENT.FLIP_PROB_TRAIN": (0, 1),
     "AUGMENT.VERTICAL_FLIP_PROB_TRAIN": (0, 1),
     "AUGMENT.CROP_PROB_TRAIN": (0, 1),
+    **{f"AUGMENT.{part}": (0, float("inf")) for part in ("BRIGHTNESS", "CONTRAST", "SATURATION")},
+    "AUGMENT.HUE": (0, 0.5),
     "MODEL.ATSS.INFERENCE_TH": (0, 1),
     "MODEL.ATSS.NMS_TH": (0, 1),
     "MODEL.ATSS.PRE_NMS_TOP_N": (1, float("inf")),

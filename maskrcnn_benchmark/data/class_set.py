@@ -19,11 +19,11 @@ from maskrcnn_benchmark.data.transforms import TrainTransform
 from maskrcnn_benchmark.errors import DataError
 
 ENTRY_KEYS = {
-    "coco": {"copies"},
-    "voc": {"copies", "split", "classes"},
-    "imagenet": {"copies", "split", "boxes", "first_label", "memory"},
-    "imagenet22k": {"copies", "boxes", "class_base", "order_seed"},
-    "image_labels": {"copies", "boxes"},
+    "coco": {"augment", "copies"},
+    "voc": {"augment", "copies", "split", "classes"},
+    "imagenet": {"augment", "copies", "split", "boxes", "first_label", "memory"},
+    "imagenet22k": {"augment", "copies", "boxes", "class_base", "order_seed"},
+    "image_labels": {"augment", "copies", "boxes"},
 }
 """Kind that such a detector can be trained with -> what an entry of the catalog may say besides its files."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,7 +27,7 @@ from maskrcnn_benchmark.data.samplers import EpochSampler
 from maskrcnn_benchmark.data.set_samplers import BatchSampler, MultiSetSampler, for_process
 from maskrcnn_benchmark.data.train_loader import ItemSource, TrainLoader
 from maskrcnn_benchmark.data.train_set import TextSettings, TrainSet
-from maskrcnn_benchmark.data.transforms import Normalise, TrainTransform
+from maskrcnn_benchmark.data.transforms import ColourJitter, Normalise, TrainTransform
 from maskrcnn_benchmark.data.wording import Captions, ClassOptions, Wording, word_classes
 from maskrcnn_benchmark.errors import ConfigError, DataError
 from maskrcnn_benchmark.modeling.interface import Batch
@@ -40,8 +40,18 @@ AnySet = TrainSet | ClassSet | ModulatedSet
 
 CAPTIONED = ("mixed", "flickr", "refexp")  # kinds that bring their own text
 NAMED = ("coco", "coco_grounding", "tsv")  # kinds whose class names become one
-ENTRY_KEYS = {kind: {"copies", "vg_img_dir", "entities", "split"} for kind in CAPTIONED}
-"""Further keys that an entry of a kind may have; of other kinds: copies."""
+ENTRY_KEYS = {kind: {"augment", "copies", "vg_img_dir", "entities", "split"} for kind in CAPTIONED}
+"""Further keys that an entry of a kind may have; of other kinds: augment and copies."""
+AUGMENTED = (
+    "FLIP_PROB_TRAIN",
+    "VERTICAL_FLIP_PROB_TRAIN",
+    "MULT_MIN_SIZE_TRAIN",
+    "BRIGHTNESS",
+    "CONTRAST",
+    "SATURATION",
+    "HUE",
+)
+"""Keys of ``AUGMENT`` that an entry may have values of its own for, under ``augment``."""
 
 
 @dataclass(frozen=True)
@@ -169,12 +179,11 @@ def build_training_data(cfg: Cfg, tokenizer: Tokenizer | None, batch_size: int |
     """
     if not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN names no data set: give --task_config, or set DATASETS.TRAIN \"('name',)\"")
-    transform = _build_transform(cfg)
     sets: list[AnySet] = []
     copies = []
     for number, name in enumerate(cfg.DATASETS.TRAIN):
         entry = resolve(cfg, name, "train")
-        made = _build_set(cfg, entry, number, transform, tokenizer)
+        made = _build_set(cfg, entry, number, tokenizer)
         for note in made.dataset.notes:
             logger.warning("%s: %s", made.dataset.annotations, note)
         if isinstance(made, LabelSet):
@@ -206,25 +215,38 @@ def build_normalise(cfg: Cfg) -> Normalise:
     return Normalise(mean, std, cfg.INPUT.TO_BGR255, detectron2=cfg.INPUT.FORMAT == "RGB")
 
 
-def _build_transform(cfg: Cfg) -> TrainTransform:
+def _build_transform(cfg: Cfg, entry: Entry) -> TrainTransform:
+    """What is done to the pictures of an entry: by the config, and by what the entry says itself, which wins.
+
+    Raises:
+        ConfigError: what the entry says is not about :data:`AUGMENTED`, or of a wrong type or size.
+    """
+    own, where = entry.options.get("augment", {}), f"DATASETS.REGISTER.{entry.name}.augment"
+    if not isinstance(own, Mapping):
+        raise ConfigError(f"{where} is {own!r}: give keys of AUGMENT with their values, of {', '.join(AUGMENTED)}")
+    for key in sorted(set(own) - set(AUGMENTED)):
+        raise ConfigError(f"{where}: {key!r} is not one of {', '.join(AUGMENTED)}")
+    if own:
+        cfg = cfg.override({f"AUGMENT.{key}": value for key, value in own.items()}, where)
     sizes = cfg.AUGMENT.MULT_MIN_SIZE_TRAIN or cfg.INPUT.MIN_SIZE_TRAIN
     return TrainTransform(
         min_sizes=sizes if isinstance(sizes, tuple) else (sizes,),
         max_size=cfg.INPUT.MAX_SIZE_TRAIN,
         flip=cfg.AUGMENT.FLIP_PROB_TRAIN,
         flip_down=cfg.AUGMENT.VERTICAL_FLIP_PROB_TRAIN,
+        jitter=ColourJitter(cfg.AUGMENT.BRIGHTNESS, cfg.AUGMENT.CONTRAST, cfg.AUGMENT.SATURATION, cfg.AUGMENT.HUE),
     )
 
 
-def _build_set(cfg: Cfg, entry: Entry, number: int, transform: TrainTransform, tokenizer: Tokenizer | None) -> AnySet:
+def _build_set(cfg: Cfg, entry: Entry, number: int, tokenizer: Tokenizer | None) -> AnySet:
     """The training set of an entry, in the form that the detector of the config learns from."""
     if cfg.MODEL.META_ARCHITECTURE in LABELLED:
         return build_label_set(cfg, entry, number, len(cfg.DATASETS.TRAIN))
     if tokenizer is None:
-        return build_class_set(cfg, entry, transform)
+        return build_class_set(cfg, entry, _build_transform(cfg, entry))
     if cfg.MODEL.META_ARCHITECTURE in ARCHITECTURES:
         return build_modulated_set(cfg, entry, tokenizer)
-    return _text_set(cfg, entry, transform, tokenizer)
+    return _text_set(cfg, entry, _build_transform(cfg, entry), tokenizer)
 
 
 def _refuse_other_classes(sets: Sequence[AnySet]) -> None:
@@ -265,7 +287,7 @@ def _read(cfg: Cfg, entry: Entry) -> TrainPictures:
             f"data set {entry.name!r} is of kind {entry.kind!r}: a detector that reads text can be trained with "
             f"{', '.join((*NAMED, *CAPTIONED))}"
         )
-    for key in set(entry.options) - ENTRY_KEYS.get(entry.kind, {"copies"}):
+    for key in set(entry.options) - ENTRY_KEYS.get(entry.kind, {"augment", "copies"}):
         raise DataError(f"data set {entry.name!r}: nothing reads its key {key!r} when it is of kind {entry.kind!r}")
     shots, clipped = cfg.DATASETS.FEW_SHOT, not cfg.DATASETS.DISABLE_CLIP_TO_IMAGE
     if entry.kind in ("coco", "coco_grounding"):

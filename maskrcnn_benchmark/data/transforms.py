@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import functional
 
 from maskrcnn_benchmark.data.pictures import Size
 from maskrcnn_benchmark.structures import ImageBatch, Target
@@ -89,25 +90,58 @@ class EvalTransform:
 
 
 @dataclass(frozen=True)
+class ColourJitter:
+    """Colours changed at random, as by torchvision's ``ColorJitter``; what is 0 stays and draws nothing.
+
+    Attributes:
+        brightness: A factor is drawn from 1 less this (at least 0) to 1 and this.
+        contrast: Likewise.
+        saturation: Likewise.
+        hue: Turns of the circle of colours are drawn from minus this to this; at most 0.5, which gives any hue.
+    """
+
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+
+    def __call__(self, picture: Image.Image, rng: Random) -> Image.Image:
+        changes = [
+            (functional.adjust_brightness, max(0.0, 1 - self.brightness), 1 + self.brightness),
+            (functional.adjust_contrast, max(0.0, 1 - self.contrast), 1 + self.contrast),
+            (functional.adjust_saturation, max(0.0, 1 - self.saturation), 1 + self.saturation),
+            (functional.adjust_hue, -self.hue, self.hue),
+        ]
+        wanted = [change for change in changes if change[1] < change[2]]
+        rng.shuffle(wanted)
+        for adjust, least, most in wanted:
+            picture = adjust(picture, rng.uniform(least, most))
+        return picture
+
+
+@dataclass(frozen=True)
 class TrainTransform:
-    """Resize to a random size and flip at random, boxes with their picture; the order of the draws is FIBER's.
+    """Other colours, a random size and flips at random, boxes with their picture; the order of the draws is FIBER's.
 
     Attributes:
         min_sizes: Short sides to choose from, pixels.
         max_size: Long side, pixels; wins.
         flip: Probability of being mirrored. The words of a prompt stay as they are, so that "left" becomes wrong.
         flip_down: Probability of being turned upside down, drawn for when it is not 0.
+        jitter: Of the colours. The words of a prompt stay as they are, so that "red" may become wrong.
     """
 
     min_sizes: tuple[int, ...]
     max_size: int
     flip: float
     flip_down: float = 0.0
+    jitter: ColourJitter = ColourJitter()
 
     def __call__(self, picture: Image.Image, target: Target, rng: Random) -> tuple[Tensor, Target]:
         """(3, h, w) uint8 red, green, blue, a view of (h, w, 3); and the target in its pixels."""
         height, width = resize_size(picture.height, picture.width, rng.choice(self.min_sizes), self.max_size)
         boxes = rescale(target.boxes, (picture.height, picture.width), (height, width))
+        picture = self.jitter(picture, rng)
         picture = picture.resize((width, height), Image.Resampling.BILINEAR)
         if rng.random() < self.flip:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

@@ -13,6 +13,7 @@ from maskrcnn_benchmark.data.drawn.shapes import SHAPES
 from maskrcnn_benchmark.data.drawn.vocabulary import SEEN_PAIRS
 
 SHOTS = 3
+AGAIN = 5  # pictures to be reminded of each pair by; of each shape alone, as many for each example of the new one
 EXAMPLES = f"{NEW_SHAPE}_examples"  # the set that the new shape is learned from
 REMINDERS = ("shapes_again", "pairs_again")
 """Sets of what is known already, learned together with the new shape, so that it is not forgotten: names of shapes, as
@@ -24,20 +25,29 @@ RETAINED = "seen"  # the set on which nothing should be lost
 
 RECIPE: dict[str, dict[str, Any]] = {
     "SOLVER": {
-        "MAX_EPOCH": 10,
+        "MAX_EPOCH": 2,
         "IMS_PER_BATCH": 4,
         "BASE_LR": 0.0002,
-        "LANG_LR": 0.0002,
+        "LANG_LR": 0.0005,
         "WARMUP_ITERS": 0,
         "MODEL_EMA": 0.99,
         "LOG_PERIOD": 2,
         "CHECKPOINT_PERIOD": 100000,
         "TUNING_HIGHLEVEL_OVERRIDE": "full",
     },
-    "AUGMENT": {"FLIP_PROB_TRAIN": 0.5, "VERTICAL_FLIP_PROB_TRAIN": 0.5},
     "DATALOADER": {"NUM_WORKERS": 0},
 }
 """How the new shape is learned from :data:`SHOTS` pictures, among the reminders."""
+VARIED = {
+    "FLIP_PROB_TRAIN": 0.5,
+    "VERTICAL_FLIP_PROB_TRAIN": 0.5,
+    "BRIGHTNESS": 0.3,
+    "CONTRAST": 0.3,
+    "SATURATION": 0.3,
+    "HUE": 0.5,
+}
+"""What is done to the examples alone. An arrow may point anywhere and be of any colour, and three pictures do not show
+that; a reminder names colours, and a heart upside down is none."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +89,8 @@ def plan_sets(count: int, seed: int) -> tuple[DrawnSet, ...]:
         DrawnSet("expressions", "refcoco", Split.SEEN, seed + 1, count),
         DrawnSet(NEW_SHAPE, "coco", Split.NEW, seed, count, AMONG),
         DrawnSet(EXAMPLES, "coco", Split.NEW, seed + 1, SHOTS, AMONG[:1], AMONG[1:]),
-        DrawnSet(REMINDERS[0], "coco", Split.SEEN, seed + 2, SHOTS * len(AMONG[1:]), AMONG[1:], AMONG[:1]),
-        DrawnSet(REMINDERS[1], "coco", Split.SEEN, seed + 3, len(SEEN_PAIRS)),
+        DrawnSet(REMINDERS[0], "coco", Split.SEEN, seed + 2, SHOTS * AGAIN * len(AMONG[1:]), AMONG[1:], AMONG[:1]),
+        DrawnSet(REMINDERS[1], "coco", Split.SEEN, seed + 3, AGAIN * len(SEEN_PAIRS)),
     )
 
 
@@ -107,13 +117,13 @@ def _test(name: str, entry: dict[str, Any], kind: str) -> dict[str, Any]:
 
 def _tuning(sets: dict[str, Written]) -> dict[str, Any]:
     register = {name: sets[name].entry for name in (EXAMPLES, *REMINDERS, NEW_SHAPE, RETAINED)}
-    register[EXAMPLES] = register[EXAMPLES] | {"copies": "COCO_COPY"}
+    register[EXAMPLES] = register[EXAMPLES] | {"copies": "COCO_COPY", "augment": VARIED}
     datasets = {
         "REGISTER": register,
         "TRAIN": [EXAMPLES, *REMINDERS],
         "TEST": [NEW_SHAPE],
         "TRAIN_DATASETNAME_SUFFIX": "_grounding",
-        "COCO_COPY": 12,
+        "COCO_COPY": 90,
         "GENERAL_COPY": 1,
     }
     return {

@@ -20,9 +20,12 @@ from PIL import Image
 from benchmarks import tiny
 from maskrcnn_benchmark import cli
 from maskrcnn_benchmark.api import Found
+from maskrcnn_benchmark.config import load_cfg
 from maskrcnn_benchmark.data.drawn import NEVER_SEEN, NEW_SHAPE, Split, World
 from maskrcnn_benchmark.data.drawn.__main__ import main as draw_main
-from maskrcnn_benchmark.demo import measure
+from maskrcnn_benchmark.data.training import build_training_data
+from maskrcnn_benchmark.data.transforms import ColourJitter
+from maskrcnn_benchmark.demo import measure, sets
 from maskrcnn_benchmark.demo.__main__ import main
 from maskrcnn_benchmark.demo.chart import line_chart
 from maskrcnn_benchmark.demo.command_lines import Command
@@ -31,6 +34,7 @@ from maskrcnn_benchmark.demo.measure import Absent, Tuned
 from maskrcnn_benchmark.demo.report import Findings, write_page
 from maskrcnn_benchmark.demo.sets import EXAMPLES, REMINDERS, SHOTS, TUNED, draw_sets, plan_sets, write_tasks
 from maskrcnn_benchmark.structures import ImageMeta
+from maskrcnn_benchmark.text.tokenizer import load_tokenizer
 
 PAGE_NUMBERS = {
     "seen": {"AP50": 0.912, "AP": 0.723, "AR@100": 0.801},
@@ -83,7 +87,8 @@ def test_a_box_counts_once_and_only_under_its_own_name() -> None:
     assert compare(here, ["star", "moon", "cross"], truth) == (2, 1, 3)
 
 
-def test_the_command_of_a_set_draws_the_same_files(tmp_path: Path) -> None:
+def test_the_command_of_a_set_draws_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sets, "AGAIN", 1)
     for drawn in plan_sets(2, 5):
         drawn.write(tmp_path / "written")
         draw_main(drawn.command(tmp_path / "commanded")[3:])
@@ -93,13 +98,21 @@ def test_the_command_of_a_set_draws_the_same_files(tmp_path: Path) -> None:
             assert (tmp_path / "commanded" / file.relative_to(tmp_path / "written")).read_bytes() == file.read_bytes()
 
 
-def test_the_task_files_learn_from_the_examples_and_score_on_other_pictures(tmp_path: Path) -> None:
+def test_the_task_files_learn_from_the_examples_and_score_on_other_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sets, "AGAIN", 1)
     drawn = draw_sets(tmp_path / "data", 3, 5)
     tasks = write_tasks(tmp_path / "tasks", drawn)
     tree = yaml.safe_load(tasks[TUNED].read_text(encoding="utf-8"))
     register = tree["DATASETS"]["REGISTER"]
     assert tree["DATASETS"]["TRAIN"] == [EXAMPLES, *REMINDERS]
     assert drawn[EXAMPLES].counts["pictures"] == SHOTS
+    learned = build_training_data(load_cfg(measure.CONFIG, tasks[TUNED]), load_tokenizer("fiber_tiny"))
+    varied = {part.dataset.name.removesuffix("_grounding"): part.transform for part in learned.sets}
+    assert (varied[EXAMPLES].flip_down, varied[EXAMPLES].jitter.hue) == (0.5, 0.5)  # an arrow points anywhere
+    for name in REMINDERS:  # colours are named there, and a heart upside down is none
+        assert (varied[name].flip, varied[name].flip_down, varied[name].jitter) == (0, 0, ColourJitter())
     for name in REMINDERS:  # nobody shows another arrow with them
         pictures = World(5 + 2 + REMINDERS.index(name), Split.SEEN).pictures(9)
         assert all(item.shape != NEW_SHAPE for picture in pictures for item in picture.items)

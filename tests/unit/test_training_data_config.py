@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import pytest
 from PIL import Image
 
 from maskrcnn_benchmark.data.datasets.coco_grounding import CocoGrounding
+from maskrcnn_benchmark.data.draws import rng_for
 from maskrcnn_benchmark.data.training import build_training_data
 from maskrcnn_benchmark.errors import ConfigError, DataError, PromptError
 from maskrcnn_benchmark.text.tokenizer import Tokenizer, load_tokenizer
-from tests.unit.coco_files import coco, write
+from tests.unit.coco_files import SIZE, coco, write
 from tests.unit.tiny_tokenizers import write_bpe
 from tests.unit.training_files import (
     CAPTION,
@@ -185,6 +187,44 @@ def test_pictures_of_another_size_are_counted(
     list(build_training_data(training_config(tmp_path, sets), words).loader(0))
     assert "boxes: pictures that do not fit their annotations: 1 in this epoch, such as" in caplog.text
     assert "3.png: 50x20 pixels, but 32x40 by the annotations" in caplog.text
+
+
+def test_pictures_of_one_set_are_varied_and_those_of_another_are_not(tmp_path: Path, words: Tokenizer) -> None:
+    row = as_coco(tmp_path / "pictures")
+    Image.new("RGB", SIZE[::-1], (200, 40, 40)).save(tmp_path / "pictures" / "2.png")
+    own = {"augment": {"HUE": 0.5, "FLIP_PROB_TRAIN": 1, "MULT_MIN_SIZE_TRAIN": [24]}}
+    plain = ("AUGMENT.MULT_MIN_SIZE_TRAIN", "(48,)", "AUGMENT.FLIP_PROB_TRAIN", "0.0")
+    data = build_training_data(training_config(tmp_path, {"plain": row, "varied": row | own}, *plain), words)
+    colours: dict[str, set[tuple[int, ...]]] = {"plain": set(), "varied": set()}
+    lefts: dict[str, set[float]] = {"plain": set(), "varied": set()}
+    for part in data.sets:
+        for seed in range(9):
+            item = part.item(1, rng_for(seed, 0, 0))
+            assert item.pixels.shape[1] == (48 if part.dataset.name == "plain" else 24)
+            colours[part.dataset.name].add(tuple(item.pixels[:, 5, 5].tolist()))
+            lefts[part.dataset.name].add(float(item.target.boxes[0, 0]))
+    assert colours["plain"] == {(200, 40, 40)}
+    assert len(colours["varied"]) == 9
+    assert len(lefts["plain"]) == len(lefts["varied"]) == 1
+    assert lefts["plain"] != lefts["varied"]
+
+
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        ({"HEU": 0.5}, "DATASETS.REGISTER.one.augment: 'HEU' is not one of FLIP_PROB_TRAIN, VERTICAL"),
+        (0.5, "DATASETS.REGISTER.one.augment is 0.5: give keys of AUGMENT"),
+        ({"HUE": 0.7}, "AUGMENT.HUE 0.7 (DATASETS.REGISTER.one.augment) must be from 0 to 0.5"),
+        (
+            {"FLIP_PROB_TRAIN": "often"},
+            "DATASETS.REGISTER.one.augment: AUGMENT.FLIP_PROB_TRAIN expects float like 0.5, got 'often'",
+        ),
+    ],
+)
+def test_mistakes_in_how_pictures_of_a_set_are_varied(tmp_path: Path, words: Tokenizer, own: Any, told: str) -> None:
+    row = {**as_coco(tmp_path / "c"), "augment": own}
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        build_training_data(training_config(tmp_path, {"one": row}), words)
 
 
 def test_a_key_of_an_entry_that_nothing_reads(tmp_path: Path, words: Tokenizer) -> None:

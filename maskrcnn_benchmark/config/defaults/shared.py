@@ -16,6 +16,11 @@ def tree() -> dict[str, Any]:
             "FLIP_PROB_TRAIN": 0.5,
             "VERTICAL_FLIP_PROB_TRAIN": 0.0,
             "MULT_MIN_SIZE_TRAIN": (),
+            # at most by so much, from 0 (off); HUE up to 0.5, any colour
+            "BRIGHTNESS": 0.0,
+            "CONTRAST": 0.0,
+            "SATURATION": 0.0,
+            "HUE": 0.0,
             # of MDETR
             "CROP_PROB_TRAIN": 0.5,
             "CROP_FROM": (400, 500, 600),  # short sides before a crop, one of them by chance

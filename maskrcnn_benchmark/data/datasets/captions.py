@@ -18,10 +18,10 @@ from maskrcnn_benchmark.text.prompts import grounding_prompt
 logger = logging.getLogger(__name__)
 
 ENTRY_KEYS = {
-    "flickr": {"copies", "vg_img_dir", "entities", "split"},  # the last two are for the evaluator
+    "flickr": {"augment", "copies", "vg_img_dir", "entities", "split"},  # the last two are for the evaluator
     "gqa": {"copies", "vg_img_dir"},
     "phrasecut": {"copies", "vg_img_dir", "original", "split"},  # likewise
-    "refexp": {"copies", "vg_img_dir"},
+    "refexp": {"augment", "copies", "vg_img_dir"},
 }
 """Kind -> what an entry of the catalog may say besides its files."""
 

@@ -31,7 +31,7 @@ VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
-ENTRY_KEYS = ("split", "classes", "copies")
+ENTRY_KEYS = ("split", "classes", "augment", "copies")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 NO_SIZE = (0, 0)
