@@ -217,7 +217,7 @@ def test_pictures_of_one_set_are_varied_and_those_of_another_are_not(tmp_path: P
         ({"HUE": 0.7}, "AUGMENT.HUE 0.7 (DATASETS.REGISTER.one.augment) must be from 0 to 0.5"),
         (
             {"FLIP_PROB_TRAIN": "often"},
-            "DATASETS.REGISTER.one.augment: AUGMENT.FLIP_PROB_TRAIN expects float like 0.5, got 'often'",
+            ".one.augment: AUGMENT.FLIP_PROB_TRAIN expects float like 0.5, got 'often'",
         ),
     ],
 )
