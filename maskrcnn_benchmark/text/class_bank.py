@@ -182,7 +182,7 @@ def read_names(path: str | Path) -> tuple[str, ...]:
 def make_bank(
     names: Sequence[str], encoder: ClipText, tokenizer: ClipTokenizer, template: str = TEMPLATE, source: str = "names"
 ) -> ClassBank:
-    """Embed names.
+    """Embed names; where their ``source`` is a list that comes with this package, those that it has twice too.
 
     Raises:
         PromptError: see :func:`check_names`; or a name has too many tokens.
@@ -190,7 +190,7 @@ def make_bank(
     """
     if template.count("{}") != 1:
         raise ConfigError(f"MODEL.ZEROSHOT_CLS.PROMPT {template!r}: one {{}} must stand where the name goes")
-    checked = check_names(names, source)
+    checked = tuple(names) if source in BUNDLED.values() else check_names(names, source)
     table = encoder.embed([template.replace("{}", name) for name in checked], tokenizer)
     return ClassBank(table, checked, template, encoder.digest(), source)
 

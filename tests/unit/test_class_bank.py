@@ -192,6 +192,18 @@ def test_lists_that_come_with_the_package() -> None:
     assert bundled_names("lvis_v1")[0] == "aerosol_can"
 
 
+def test_things_of_openimages_with_one_name_have_one_embedding(encoder: ClipText, tokenizer: ClipTokenizer) -> None:
+    names = bundled_names("openimages")
+    bank = make_bank(names, encoder, tokenizer, source="openimages")
+    rows = {name: [row for row, other in enumerate(names) if other == name] for name in names}
+    assert {name for name, places in rows.items() if len(places) > 1} == {"Bench", "Mouse"}
+    assert len(bank) == len(names)
+    for first, second in (rows["Bench"], rows["Mouse"]):
+        assert torch.equal(bank.table[first], bank.table[second])
+    with pytest.raises(PromptError, match="'Bench' comes more than once"):
+        make_bank(names, encoder, tokenizer, source="mine.txt")
+
+
 def test_weights_of_openclip(encoder: ClipText, tmp_path: Path) -> None:
     state = {**encoder.state_dict(), "visual.proj": torch.zeros(2), "logit_scale": torch.zeros(())}
     torch.save({"state_dict": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "clip.pt")
