@@ -51,13 +51,11 @@ def command_lines(
     tune_opts = (*subject.opts, "MODEL.WEIGHT", subject.weight, "OUTPUT_DIR", str(folder / "tuned"))
     first, phrase, (_, after) = gallery.seen[0], gallery.expressions[0], gallery.pairs[0]
     named = ("--labels", ", ".join(word.text for word in first.words))
+    said = ("--caption", phrase.words[0].text, "--phrases", phrase.phrase)
     return [
         *(Command(f"Draw the set “{one.name}”", tuple(one.command(folder / "data"))) for one in sets),
         Command("Find things by name in a picture", (*_detect(subject, first), *named, *_to(subject, folder, "named"))),
-        Command(
-            "Find what a phrase is about",
-            (*_detect(subject, phrase), "--caption", phrase.words[0].text, *_to(subject, folder, "phrase")),
-        ),
+        Command("Find what a sentence is about", (*_detect(subject, phrase), *said, *_to(subject, folder, "phrase"))),
         Command("Score it on the three sets", (*score, *subject.opts, "OUTPUT_DIR", str(folder / "scores"))),
         Command(f"Learn from {SHOTS} pictures, score before and after", (*tune, *tune_opts)),
         Command(

@@ -60,6 +60,7 @@ class Shown:
         verdict: How that fits what is in the picture.
         right: Everything is as it should be.
         file: The picture on disk, without boxes.
+        phrase: Of a sentence that was asked for, the words that name the thing itself.
     """
 
     image: Image.Image
@@ -67,6 +68,7 @@ class Shown:
     verdict: str
     right: bool
     file: Path
+    phrase: str = ""
 
 
 @dataclass(frozen=True)
@@ -195,19 +197,22 @@ def questions(annotations: Path, seed: int, absent: int = 0, only: str = "") -> 
 def show_expressions(predictor: Predictor, drawn: Written) -> list[Shown]:
     """The best box of the first referring expressions of each kind."""
     data = json.loads(drawn.annotations.read_text(encoding="utf-8"))
-    truth = {row["image_id"]: torch.tensor([_corners(row)], dtype=torch.float32) for row in data["annotations"]}
+    things = {row["image_id"]: row for row in data["annotations"]}
     images = Path(drawn.entry["img_dir"])
     chosen = [
         row for name in NAMES.values() for row in islice((r for r in data["images"] if r["dataset_name"] == name), EACH)
     ]
-    return [_expression(predictor, row, images / row["file_name"], truth[row["id"]]) for row in chosen]
+    return [_expression(predictor, row, images / row["file_name"], things[row["id"]]) for row in chosen]
 
 
-def _expression(predictor: Predictor, row: Row, file: Path, truth: Tensor) -> Shown:
-    found = predictor.set_image(file).predict(caption=row["caption"], top=1)
+def _expression(predictor: Predictor, row: Row, file: Path, thing: Row) -> Shown:
+    """Asked as it is scored: for the words that name the thing, in their sentence."""
+    begin, end = thing["tokens_positive"][0]
+    phrase, truth = row["caption"][begin:end], torch.tensor([_corners(thing)], dtype=torch.float32)
+    found = predictor.set_image(file).predict(caption=row["caption"], phrases=[phrase], top=1)
     right = len(found) > 0 and float(giou(found.boxes, truth)[0, 0]) >= HIT
     verdict = "right" if right else "the wrong thing" if len(found) else "nothing found"
-    return Shown(enlarged(found), (Word(row["caption"], colour_of(0)),), verdict, right, file)
+    return Shown(enlarged(found), (Word(row["caption"], colour_of(0)),), verdict, right, file, phrase)
 
 
 def _corners(row: Row) -> list[float]:

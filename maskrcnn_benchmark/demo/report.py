@@ -108,7 +108,8 @@ def _expressions(found: Findings) -> str:
     rows = [[kind, number(value)] for kind, value in kinds.items()]
     return f"""<h2>One thing among several</h2>
 <p>A referring expression is about one thing only, by what it looks like (attribute), by where it is from another thing
-(relation), or by its place in a row (ordinal). The best box is shown.</p>
+(relation), or by its place in a row (ordinal). Asked for are the words that name it, in their sentence; the best box is
+shown.</p>
 {_cards(found.gallery.expressions)}
 {_table(("expressions", "right at the first box (P@1)"), rows)}
 <p class="soft">Right: a generalised IoU of at least 0.5 with the box of the thing.</p>"""
