@@ -220,8 +220,9 @@ class Predictor:
 
         Args:
             labels: Names of things; label ``i`` of the result is the ``i``-th name, from 1.
-            caption: A sentence. Without ``phrases`` the whole of it is looked for, as in referring expressions; MDETR
-                finds all that it speaks of, and calls each box by the words that it belongs to.
+            caption: A sentence. Without ``phrases`` the whole of it is looked for, as in referring expressions, and a
+                box scores as the word that fits it best; MDETR finds all that it speaks of, and calls each box by the
+                words that it belongs to.
             phrases: Parts of the caption, word for word and in its order; phrase ``i`` is label ``i``, from 1.
             min_score: Leave out what scores lower.
             top: Keep at most so many.

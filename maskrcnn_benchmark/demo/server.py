@@ -200,6 +200,8 @@ def show_parts(prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
     for prompt in prompts:
         at = 0
         for entity, (label, ((begin, end),)) in enumerate(zip(prompt.ids, prompt.spans, strict=True)):
+            if label in prompt.ids[:entity]:  # another word of the same
+                continue
             if at < begin and not prompt.names:  # between names are separators only
                 parts.append({"text": prompt.text[at:begin]})
             parts.append(_named(prompt.name(entity), label))

@@ -136,8 +136,9 @@ def caption_prompt(caption: str, phrases: Sequence[str] | None, options: PromptO
 
     Args:
         caption: The sentence.
-        phrases: Parts of it, word for word and in its order; phrase ``i`` is label ``i``, from 1. None: the whole, or
-            with ``options.own_words`` whatever it speaks of.
+        phrases: Parts of it, word for word and in its order; phrase ``i`` is label ``i``, from 1. None: the whole,
+            label 1, by each of its words, so that a box scores as the word that fits it best: few of them name the
+            thing itself, and the others would draw a mean down. With ``options.own_words`` whatever it speaks of.
         options: Gives the number of tokens that fit.
         tokenizer: The network's.
 
@@ -148,13 +149,15 @@ def caption_prompt(caption: str, phrases: Sequence[str] | None, options: PromptO
         raise PromptError(f"the caption has no words: {caption!r}")
     if phrases is not None and not phrases:
         raise PromptError("the list of phrases is empty: give at least one, or none to look for the whole caption")
-    if phrases is None and options.own_words:
-        words = [match.span() for match in WORD.finditer(caption)]
+    words = [match.span() for match in WORD.finditer(caption)]
+    if phrases is not None:
+        prompt = grounding_prompt(caption, [[span] for span in find_phrases(caption, phrases)])
+    elif options.own_words:
         spans, ids = [(0, len(caption)), *words], (OWN_WORDS, *range(1, len(words) + 1))
         prompt = grounding_prompt(caption, [[span] for span in spans], ids)
     else:
-        spans = [(0, len(caption))] if phrases is None else find_phrases(caption, phrases)
-        prompt = grounding_prompt(caption, [[span] for span in spans])
+        words = words or [(0, len(caption))]
+        prompt = Prompt(caption, tuple((span,) for span in words), (1,) * len(words), (caption,) * len(words))
     if (count := tokenizer.count(caption)) > options.max_tokens:
         raise PromptError(
             f"the caption {shorten(caption)!r} takes {count} tokens, more than {options.max_tokens}: shorten it"

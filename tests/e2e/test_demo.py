@@ -13,11 +13,15 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from maskrcnn_benchmark import cli
+from maskrcnn_benchmark.api import Predictor, load_model
+from maskrcnn_benchmark.data.drawn import Split, World, expressions
 from maskrcnn_benchmark.demo.__main__ import main
 from maskrcnn_benchmark.demo.measure import CONFIG, WEIGHT
+from maskrcnn_benchmark.structures.boxes import iou
 from tests import narrow
 from tests.training_runs import ROOT, environment
 
@@ -45,6 +49,21 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def page(demo: Path) -> str:
     return (demo / "index.html").read_text(encoding="utf-8")
+
+
+def test_a_sentence_alone_finds_what_it_is_about() -> None:
+    """Most words of "the circle left of the star" name nothing, and must not hide the thing that one names."""
+    if not (ROOT / WEIGHT).is_file():
+        pytest.skip(f"no {WEIGHT}")
+    predictor = Predictor(load_model(str(ROOT / CONFIG), str(ROOT / WEIGHT), device="cpu"))
+    right = []
+    for picture in World(77, Split.SEEN, (160, 160)).pictures(40):
+        for said in (one for one in expressions(picture, picture.dice) if one.kind == "relation"):
+            found = predictor.set_image(picture.pixels).predict(caption=said.text, top=1)
+            box = torch.tensor([picture.items[said.item].box], dtype=torch.float32)
+            right.append(len(found) == 1 and float(iou(found.boxes, box)[0, 0]) >= 0.5)
+    assert len(right) > 15
+    assert sum(right) / len(right) > 0.7
 
 
 def test_every_picture_is_in_the_report(page: str) -> None:

@@ -78,6 +78,8 @@ def test_a_caption_is_looked_for_as_a_whole_or_by_phrases(model: Model, picture:
     caption = "a red circle left of the dog"
     whole = predictor.predict(caption=caption)
     assert {whole.name(i) for i in range(len(whole))} == {caption}
+    best = [predictor.predict(caption=caption, phrases=[word], top=1).scores.max() for word in caption.split()]
+    assert whole.scores.max() == pytest.approx(float(max(best)), abs=1e-6)
     parts = predictor.predict(caption=caption, phrases=["red circle", "dog"])
     assert {parts.name(i) for i in range(len(parts))} <= {"red circle", "dog"}
 

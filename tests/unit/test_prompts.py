@@ -253,8 +253,11 @@ def test_phrases_are_found_in_order_and_as_whole_words(words: Tokenizer) -> None
 
 
 def test_a_whole_caption(words: Tokenizer) -> None:
-    prompt = caption_prompt("the dog", None, OPTIONS, words)
-    assert (prompt.spans, prompt.ids) == ((((0, 7),),), (1,))
+    prompt = caption_prompt("the dog, left", None, OPTIONS, words)
+    assert prompt.spans == (((0, 3),), ((4, 7),), ((9, 13),))
+    assert prompt.ids == (1, 1, 1)
+    assert {prompt.name(entity) for entity in range(3)} == {"the dog, left"}
+    assert caption_prompt("?!", None, OPTIONS, words).spans == (((0, 2),),)
 
 
 def test_the_words_of_a_caption(words: Tokenizer) -> None:
