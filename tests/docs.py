@@ -11,11 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[1]
-TINY_CONFIG = "configs/tiny/fiber_tiny.yaml"
-TINY = (TINY_CONFIG, "MODEL/fiber_tiny.safetensors", "MODEL/fiber_tiny/vocab.json")
 LIMIT = 900  # seconds for a command, also on a machine with much else to do
 FENCE = re.compile(r"^```")
 
@@ -122,13 +118,6 @@ def need_of(block: Block) -> str:
             needs |= set(matches)
     assert len(needs) == 1, f"{block}: commands of several kinds in one block: {needs}"
     return needs.pop()
-
-
-def need_tiny() -> None:
-    """Skip the test where the weights of the tiny model are missing."""
-    missing = [name for name in TINY if not (ROOT / name).is_file()]
-    if missing:
-        pytest.skip(f"the tiny model is not complete: no {', '.join(missing)}")
 
 
 def run_python(text: str, where: object, names: dict[str, Any]) -> None:

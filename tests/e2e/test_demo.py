@@ -22,7 +22,6 @@ from maskrcnn_benchmark.data.drawn import Split, World, expressions
 from maskrcnn_benchmark.demo.__main__ import main
 from maskrcnn_benchmark.demo.measure import CONFIG, WEIGHT
 from maskrcnn_benchmark.structures.boxes import iou
-from tests import narrow
 from tests.training_runs import ROOT, environment
 
 pytestmark = pytest.mark.full
@@ -30,19 +29,11 @@ pytestmark = pytest.mark.full
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a demonstration with few pictures; of a narrow network where the tiny one is not here."""
+    """The folder of a demonstration with few pictures and half the training."""
     folder = tmp_path_factory.mktemp("demo") / "made"
     argv = ["--output", str(folder), "--pictures", "4"]
-    opts = ["SOLVER.MAX_EPOCH", "1"]
-    if (ROOT / WEIGHT).is_file():
-        argv += ["--config-file", str(ROOT / CONFIG), "--weight", str(ROOT / WEIGHT)]
-    else:
-        made = narrow.make_narrow(folder.parent)
-        argv += ["--config-file", str(ROOT / narrow.CONFIG), "--weight", str(made.weights)]
-        pairs = zip(made.opts[::2], made.opts[1::2], strict=True)  # the sets are not all of one task
-        opts += [word for pair in pairs if pair[0] != "TEST.EVAL_TASK" for word in pair]
-        opts += ["SOLVER.USE_AMP", "False"]
-    assert cli.run(main, [*argv, *opts]) == 0
+    argv += ["--config-file", str(ROOT / CONFIG), "--weight", str(ROOT / WEIGHT)]
+    assert cli.run(main, [*argv, "SOLVER.MAX_EPOCH", "1"]) == 0
     return folder
 
 
@@ -53,8 +44,6 @@ def page(demo: Path) -> str:
 
 def test_a_sentence_alone_finds_what_it_is_about() -> None:
     """Most words of "the circle left of the star" name nothing, and must not hide the thing that one names."""
-    if not (ROOT / WEIGHT).is_file():
-        pytest.skip(f"no {WEIGHT}")
     predictor = Predictor(load_model(str(ROOT / CONFIG), str(ROOT / WEIGHT), device="cpu"))
     right = []
     for picture in World(77, Split.SEEN, (160, 160)).pictures(40):

@@ -30,7 +30,6 @@ from tests.docs import (
     blocks,
     environment,
     need_of,
-    need_tiny,
     run_python,
     run_server,
     run_shell,
@@ -75,7 +74,6 @@ def installing(folder: Path) -> dict[str, str]:
 
 @pytest.mark.full
 def test_the_first_result(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    need_tiny()
     monkeypatch.chdir(checkout)
     env = installing(checkout)
     for block in some(FIRST):

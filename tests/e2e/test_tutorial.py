@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.docs import blocks, environment, need_tiny, run_python, run_server, run_shell
+from tests.docs import blocks, environment, run_python, run_server, run_shell
 
 pytestmark = pytest.mark.full
 
@@ -22,7 +22,6 @@ def arrow(folder: Path) -> float:
 
 
 def test_every_block_runs_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    need_tiny()
     home = tmp_path / "tutorial"
     home.mkdir()
     env = environment(dict(os.environ), tmp_path)

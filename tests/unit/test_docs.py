@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.docs import ROOT, Block, blocks, indented, need_of, need_tiny, run_python
+from tests.docs import ROOT, Block, blocks, indented, need_of, run_python
 
 PAGES = sorted(
     path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")] if path.is_file()
@@ -23,8 +23,6 @@ def test_examples_run_in_order(page: str, tmp_path: Path, monkeypatch: pytest.Mo
     names: dict[str, Any] = {"__name__": "example"}
     for block in blocks(page):
         if block.is_run:
-            if "fiber_tiny" in block.text:
-                need_tiny()
             run_python(block.text, block, names)
 
 

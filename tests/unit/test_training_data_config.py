@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from maskrcnn_benchmark.data.catalog import resolve
+from maskrcnn_benchmark.data.datasets.coco import CocoDataset
 from maskrcnn_benchmark.data.datasets.coco_grounding import CocoGrounding
 from maskrcnn_benchmark.data.draws import rng_for
 from maskrcnn_benchmark.data.training import build_training_data
@@ -207,6 +209,13 @@ def test_pictures_of_one_set_are_varied_and_those_of_another_are_not(tmp_path: P
     assert len(colours["varied"]) == 9
     assert len(lefts["plain"]) == len(lefts["varied"]) == 1
     assert lefts["plain"] != lefts["varied"]
+
+
+def test_a_set_that_is_varied_in_training_can_be_scored_too(tmp_path: Path, words: Tokenizer) -> None:
+    row = {**as_coco(tmp_path / "c"), "kind": "coco", "augment": {"HUE": 0.5}, "copies": "COCO_COPY"}
+    cfg = training_config(tmp_path, {"boxes": row})
+    assert build_training_data(cfg, words).sets[0].transform.jitter.hue == 0.5
+    assert len(CocoDataset.from_entry(resolve(cfg, "boxes", "test"))) == 5
 
 
 @pytest.mark.parametrize(

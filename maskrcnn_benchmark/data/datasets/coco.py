@@ -72,11 +72,12 @@ class CocoDataset:
         Raises:
             DataError: see the class; also when the entry has a key that nothing here reads.
         """
-        read = {"copies", *(["hierarchy"] if entry.evaluator == "openimages" else [])}  # by trainings and by scoring
+        scored = {"hierarchy"} if entry.evaluator == "openimages" else set()
+        read = {"augment", "copies", *scored}  # by trainings, which may be on the same set, and by scoring
         for key in sorted(set(entry.options) - read):
             raise DataError(
                 f"data set {entry.name!r}: nothing reads its key {key!r}: give img_dir, ann_file, and where needed "
-                "kind, evaluator or copies; hierarchy goes with the evaluator openimages"
+                "kind, evaluator, augment or copies; hierarchy goes with the evaluator openimages"
             )
         return cls(entry.images, entry.annotations, entry.name, override_categories)
 
