@@ -144,7 +144,7 @@ _NO_EFFECT: dict[str, Alias] = {
     **all_of(_OTHER_BACKBONE, "MODEL.SWINT", "OUT_NORM LAYER_SCALE"),
     **all_of(_OTHER_HEAD, "MODEL", "ONNX GROUP_NORM.DIM_PER_GP GROUP_NORM.EPSILON"),
     **all_of(_UNREAD, "MODEL", "DEBUG PRETRAIN_NAME"),
-    "AUGMENT": NoEffect("flips, colours and the choice of sizes are all that varies pictures"),
+    **all_of(NoEffect("it was never wired"), "AUGMENT", "USE_RA CROP_PROB CROP_MIN_IOUS CROP_MIN_SIZE"),
     "DATALOADER.DISTRIBUTE_CHUNK_AMONG_NODE": _UNREAD,
     "DATALOADER.MIN_KPS_PER_IMS": _OTHER_HEAD,
     **all_of(_UNREAD, "DATASETS", "ADD_DET_PROMPT_ADVANCED PREDEFINED_TEXT"),

@@ -128,6 +128,7 @@ def test_values(key: str, text: object, value: object) -> None:
     ("opts", "expected"),
     [
         (["MODEL.WEIGTH", "x"], "command line: no config key 'MODEL.WEIGTH'. Did you mean MODEL.WEIGHT?"),
+        (["AUGMENT.HUU", "0.3"], "command line: no config key 'AUGMENT.HUU'. Did you mean AUGMENT.HUE?"),
         (
             ["MODEL.NUM_CONVS", "6"],
             "command line: no config key 'MODEL.NUM_CONVS'. Did you mean MODEL.DYHEAD.NUM_CONVS or "
